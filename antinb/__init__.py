@@ -1,0 +1,27 @@
+"""Antithetic noise for diffusion models: paired samples, their correlation, and what it buys.
+
+`load` and `sample` make images from a noise design; the modules `statistics`, `correlation`,
+`figures` and `report` take them from there. Only the sampling half imports torch.
+"""
+
+from importlib import import_module, metadata
+from typing import Any
+
+__version__ = metadata.version("antinb")
+
+_HOME = {"load": "zoo", "sample": "sampling"}
+_MODULES = ("correlation", "dataset", "exact", "figures", "generators", "noise", "report", "sampling", "statistics", "zoo")
+
+__all__ = [*_HOME, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _HOME:
+        return getattr(import_module(f"antinb.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"antinb.{name}")
+    raise AttributeError(f"module 'antinb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

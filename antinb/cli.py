@@ -1,0 +1,93 @@
+"""The command line: run notebooks, sample a model to a store, list the models."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from antinb import notebooks
+
+
+@click.group()
+@click.version_option(package_name="antinb")
+def main() -> None:
+    """Antithetic noise for diffusion models."""
+
+
+@main.command()
+@click.argument("paths", metavar="NOTEBOOK...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-p", "given", metavar="NAME VALUE", nargs=2, multiple=True, help="Set a parameter of every notebook.")
+@click.option("--out", default="out", type=click.Path(path_type=Path), help="Folder of the results.  [out]")
+@click.option("--in-place", is_flag=True, help="Write the executed cells back into the notebook, cleaned.")
+def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, in_place: bool) -> None:
+    """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json.
+
+    Exits with 1 if a claim is refuted, or at profile "full" if one is undecided.
+    """
+    from antinb import report
+
+    if in_place and given:
+        raise click.UsageError(f"--in-place commits the default parameters; got -p {given[0][0]}")
+    try:
+        plans = [(path, notebooks.parameters(path, dict(given))) for path in paths]
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    folders, strict = [], False
+    for path, values in plans:
+        folder = out / path.stem
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        click.echo(f"{path} -> {folder}")
+        try:
+            executed = notebooks.execute(path, folder / path.name, {**values, "out_dir": str(out)})
+        except notebooks.CellError as error:
+            raise click.ClickException(str(error)) from None
+        if in_place:
+            notebooks.write_back(executed, path)
+        folders.append(folder)
+        strict |= values.get("profile", "full") == "full"
+    claims = report.merge(folders, out)
+    for claim in claims:
+        numbers = "no estimate" if claim["estimate"] is None else "{estimate:.4f} [{low:.4f}, {high:.4f}]".format(**claim)
+        click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}")
+    bad = {"refuted", "undecided"} if strict else {"refuted"}
+    if any(claim["state"] in bad for claim in claims):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--design", default="antithetic", type=click.Choice(["iid", "antithetic", "simplex"]), show_default=True)
+@click.option("--units", required=True, type=int, help="Independent draws, pairs or groups.")
+@click.option("--k", type=int, help="Members of a simplex unit.")
+@click.option("--seed", required=True, type=int)
+@click.option("--steps", type=int, help="Steps of the sampler.  [50]")
+@click.option("--scheduler", type=click.Choice(["ddim", "dpmsolver++"]))
+@click.option("--batch", default=64, show_default=True)
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="New Zarr store.")
+def sample(
+    model: str, design: str, units: int, k: int | None, seed: int, steps: int | None, scheduler: str | None, batch: int, store: Path
+) -> None:
+    """Sample MODEL, a shipped name or a diffusers folder, to a Zarr store."""
+    from antinb import noise, sampling, zoo
+
+    if (design == "simplex") != (k is not None):
+        raise click.UsageError(f"--k belongs to the simplex design and to no other; got --design {design}, --k {k}")
+    try:
+        chosen = getattr(noise, design)(units, *([] if k is None else [k]))
+        generator = zoo.load(model, steps=steps, scheduler=scheduler)
+        sampling.sample(generator, chosen, seed=seed, store=store, batch=batch)
+    except (ValueError, FileExistsError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+def models() -> None:
+    """List the shipped models with licence, size and quality."""
+    from antinb import zoo
+
+    for name, row in zoo.models().iterrows():
+        click.echo(f"{name:<18}{row['kind']:<10}{row['licence']:<14}{row['megabytes']:>5.1f} MB  {row['quality']}")

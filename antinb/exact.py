@@ -1,0 +1,101 @@
+"""Gaussian mixtures whose diffusion is known in closed form: the ground truth of tests and tutorials."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+class Mixture:
+    r"""A mixture of low-rank Gaussians, `p(x) = sum_k w_k N(x; mu_k, W_k W_k' + v_k I)`.
+
+    Diffused to the level `abar`, `x_t = sqrt(abar) x + sqrt(1 - abar) e`, it stays such a mixture:
+    the means shrink by `sqrt(abar)`, the spreads by `abar`, and `v` becomes `abar v + 1 - abar`.
+
+    Args:
+        weights: `(K,)`, positive; they are scaled to sum to one.
+        means: `(K, d)`, in the units of the images, [-1, 1].
+        factors: `(K, d, r)`, any matrices `W` with `r < d`.
+        variances: `(K,)`, positive: the variance `v` outside the factors.
+
+    Raises:
+        ValueError: if the shapes do not fit or a weight or variance is not positive.
+    """
+
+    def __init__(
+        self, weights: torch.Tensor, means: torch.Tensor, factors: torch.Tensor, variances: torch.Tensor
+    ) -> None:
+        shapes = [tuple(tensor.shape) for tensor in (weights, means, factors, variances)]
+        components, dimension = shapes[1] if len(shapes[1]) == 2 else (0, 0)
+        wanted = [(components,), (components, dimension), (components, dimension, *shapes[2][2:]), (components,)]
+        if shapes != wanted or len(shapes[2]) != 3 or not 0 <= shapes[2][2] < dimension:
+            raise ValueError(f"a mixture needs weights (K,), means (K, d), factors (K, d, r < d), variances (K,); got {shapes}")
+        if not (weights > 0).all() or not (variances > 0).all():
+            raise ValueError("the weights and variances of a mixture must be positive")
+        self.weights = weights / weights.sum()
+        self.means, self.factors, self.variances = means, factors, variances
+        self.basis, spread, _ = torch.linalg.svd(factors, full_matrices=False)
+        self.spread = spread.square()
+
+    def to(self, *args: torch.device | torch.dtype | str) -> Mixture:
+        """Return the mixture on another device or in another floating-point type, as `Tensor.to` does."""
+        tensors = (self.weights, self.means, self.factors, self.variances)
+        return Mixture(*(tensor.to(*args) for tensor in tensors))
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean image `sum_k w_k mu_k`, `(d,)`."""
+        return self.weights @ self.means
+
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Return `count` exact draws `mu_k + W_k a + sqrt(v_k) e`, `(count, d)`."""
+        kind = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        inner = torch.randn(count, self.factors.shape[2], generator=generator, dtype=self.means.dtype)
+        outer = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        inside = torch.stack([self.factors[k] @ part for k, part in zip(kind.tolist(), inner, strict=True)])
+        return self.means[kind] + inside + self.variances[kind].sqrt()[:, None] * outer
+
+    def log_density(self, x: torch.Tensor, abar: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """Return `log p_t(x)` at the noise level `abar` in (0, 1], `(B, d)` to `(B,)`."""
+        return self._components(x, abar)[0].logsumexp(1)
+
+    def responsibilities(self, x: torch.Tensor, abar: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """Return the posterior shares of the components, `p_t(k | x)`, `(B, d)` to `(B, K)`."""
+        return self._components(x, abar)[0].softmax(1)
+
+    def score(self, x: torch.Tensor, abar: float | torch.Tensor = 1.0) -> torch.Tensor:
+        r"""Return the score `grad log p_t(x) = -sum_k p_t(k|x) S_k^-1 (x - sqrt(abar) mu_k)`, `(B, d)` to `(B, d)`.
+
+        By Woodbury `S_k^-1 = (I - U diag(a / (a + v)) U') / v`, with `U` the orthonormal basis of
+        `W_k`, `a` its spreads times `abar` and `v = abar v_k + 1 - abar`.
+        """
+        logits, inner, shrink, noise = self._components(x, abar)
+        share = logits.softmax(1) / noise
+        centre = share @ (self.means * self._root(abar, x))
+        inside = torch.einsum("kdr,bkr->bd", self.basis, share[..., None] * shrink * inner)
+        return inside + centre - share.sum(1, keepdim=True) * x
+
+    def predict_noise(self, x: torch.Tensor, abar: float | torch.Tensor) -> torch.Tensor:
+        """Return the expected noise `E[e | x_t = x] = -sqrt(1 - abar) score(x)`, `(B, d)` to `(B, d)`."""
+        return -self._root(1 - abar, x) * self.score(x, abar)
+
+    @staticmethod
+    def _root(value: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device).sqrt()
+
+    def _components(
+        self, x: torch.Tensor, abar: float | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return `log w_k N(x; ...)` `(B, K)`, `U'(x - m)` `(B, K, r)`, `a / (a + v)` `(K, r)`, `v` `(K,)`."""
+        abar = torch.as_tensor(abar, dtype=x.dtype, device=x.device)
+        means, spread = self.means * abar.sqrt(), self.spread * abar
+        noise = self.variances * abar + 1 - abar
+        shrink = spread / (spread + noise[:, None])
+        inner = torch.einsum("kdr,bd->bkr", self.basis, x) - torch.einsum("kdr,kd->kr", self.basis, means)
+        distance = x.square().sum(1)[:, None] - 2 * x @ means.T + means.square().sum(1)
+        quadratic = (distance - (shrink * inner.square()).sum(2)) / noise
+        dimension, rank = self.basis.shape[1:]
+        volume = (dimension - rank) * noise.log() + (spread + noise[:, None]).log().sum(1)
+        constant = dimension * math.log(2 * math.pi)
+        return self.weights.log() - (quadratic + volume + constant) / 2, inner, shrink, noise

@@ -1,0 +1,103 @@
+"""Drawings of runs and results: each takes data and an `ax`, returns the `ax`, and computes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+
+PALETTE = {"PN": "#c8553d", "RR": "#4a6fa5"}
+
+
+def image_grid(images: xr.DataArray, *, rows: list[str], ax: Axes | None = None) -> Axes:
+    """Draw images `(column, row, channel, y, x)` as a contact sheet with one label a row.
+
+    Values are clipped to the range in the attrs, black to white; a run's `image` can be passed as
+    it is: its units become columns, its members rows.
+
+    Raises:
+        ValueError: if there is not one label a row, or there are neither 1 nor 3 channels.
+    """
+    columns, count, channels, height, width = images.shape
+    if len(rows) != count or channels not in (1, 3):
+        raise ValueError(f"a grid needs {count} row labels and 1 or 3 channels; got {len(rows)} labels, {channels} channels")
+    low, high = json.loads(images.attrs["range"])
+    sheet = np.ones((count * (height + 1) - 1, columns * (width + 1) - 1, channels))
+    for column, row in np.ndindex(columns, count):
+        top, left = row * (height + 1), column * (width + 1)
+        pixels = np.clip((images.values[column, row] - low) / (high - low), 0, 1)
+        sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(0.8 * columns + 1, 0.8 * count * height / width), layout="constrained")
+    ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_yticks(np.arange(count) * (height + 1) + height / 2, rows)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
+
+def distributions(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the histograms of correlations, columns `correlation` and `pairs` (PN, RR), as densities."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    sns.histplot(
+        values,
+        x="correlation",
+        hue="pairs",
+        palette=PALETTE,
+        stat="density",
+        common_norm=False,
+        bins=np.linspace(-1, 1, 61),
+        element="step",
+        alpha=0.35,
+        ax=ax,
+    )
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set_xlim(-1, 1)
+    sns.despine(ax=ax)
+    return ax
+
+
+def pixel_map(correlation: xr.DataArray, *, ax: Axes | None = None) -> Axes:
+    """Draw a map `(y, x)` of correlations on a scale from -1 to 1; NaN is hatched."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.6, 3), layout="constrained")
+    ax.patch.set(hatch="////", edgecolor="0.75")
+    drawn = ax.imshow(correlation.values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    ax.figure.colorbar(drawn, ax=ax, label="correlation over pairs", shrink=0.85)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = None) -> Axes:
+    """Draw `estimate` with `low` and `high` for each row, one line a `label`, coloured by `pairs`."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
+    places = {name: place for place, name in enumerate(table[label].unique())}
+    for (pairs, centred), part in table.groupby(["pairs", "centred"]):
+        place = part[label].map(places) + (0.12 if pairs == "RR" else -0.12)
+        error = np.abs(part[["low", "high"]].sub(part["estimate"], axis=0)).to_numpy().T
+        ax.errorbar(
+            part["estimate"],
+            place,
+            xerr=error,
+            fmt="o" if centred else "s",
+            color=PALETTE[pairs],
+            markerfacecolor=PALETTE[pairs] if centred else "white",
+            label=f"{pairs}, {'centred' if centred else 'standard'}",
+        )
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set_yticks(list(places.values()), list(places))
+    ax.set_ylim(len(places) - 0.5, -0.5)
+    ax.set_xlim(-1, 1)
+    ax.set_xlabel("correlation")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    sns.despine(ax=ax, left=True)
+    return ax

@@ -1,0 +1,139 @@
+"""Noise designs: arrays `(unit, member, ...)` whose units are independent and whose members are coupled.
+
+Each member alone is exactly N(0, I). Every unit owns its random streams, so that the numbers do
+not depend on how the work is cut into batches, shards or processes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return `shape` as a tuple of positive integers; any other shape is a ValueError."""
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"a shape is a non-empty tuple of positive integers such as (3, 32, 32); got {shape!r}")
+    return sizes
+
+
+def _at_least(least: int, what: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{what} must be an integer of at least {least}; got {value!r}")
+    return int(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """A lazy noise design; `draw` computes the units asked for and no others.
+
+    Attributes:
+        name: `"iid"`, `"antithetic"`, `"simplex"`.
+        units: number of independent units.
+        members: number of coupled members in each unit.
+        unit_noise: noise of one unit, `(generator, shape) -> (members, *shape)` in float64.
+        signs: the sign of each member, where that means something.
+        parameters: what else defines the design.
+    """
+
+    name: str
+    units: int
+    members: int
+    unit_noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+    signs: tuple[int, ...] | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a design without units."""
+        _at_least(1, f"the units of {self.name!r}", self.units)
+
+    def draw(
+        self, shape: Sequence[int], *, seed: int, units: Sequence[int] | None = None, stream: int = 0
+    ) -> np.ndarray:
+        """Return the noise of some units, `(len(units), members, *shape)` in float32.
+
+        Unit `i` draws from `SeedSequence(seed, spawn_key=(stream, i))`, whatever else is drawn.
+
+        Args:
+            shape: shape of one member, such as `(channels, height, width)`.
+            seed: non-negative integer.
+            units: unit numbers, all of them if None.
+            stream: 0 for the initial noise, 1, 2, ... for the step noise in order.
+
+        Raises:
+            ValueError: if the shape is not of positive integers, a unit is not one of the
+                design's, or seed or stream is negative.
+
+        Examples:
+            >>> from antinb import noise
+            >>> pair = noise.antithetic(100).draw((1, 2, 2), seed=0, units=[41])
+            >>> pair.shape, bool((pair[:, 0] == -pair[:, 1]).all())
+            ((1, 2, 1, 2, 2), True)
+        """
+        sizes = check_shape(shape)
+        _at_least(0, "seed", seed)
+        _at_least(0, "stream", stream)
+        numbers = range(self.units) if units is None else units
+        wrong = [number for number in numbers if not 0 <= number < self.units]
+        if wrong:
+            raise ValueError(f"the design has units 0 to {self.units - 1}; got unit {wrong[0]}")
+        values = np.empty((len(numbers), self.members, *sizes), np.float32)
+        for row, number in zip(values, numbers, strict=True):
+            sequence = np.random.SeedSequence(seed, spawn_key=(stream, int(number)))
+            row[:] = self.unit_noise(np.random.default_rng(sequence), sizes)
+        return values
+
+    def describe(self) -> dict[str, object]:
+        """Return what defines the coupling, without the number of units: a run can be extended."""
+        return {"name": self.name, "members": self.members, **self.parameters}
+
+
+def iid(units: int) -> Design:
+    """Return independent draws, one member a unit: plain Monte Carlo.
+
+    Raises:
+        ValueError: if `units` is not a positive integer.
+    """
+    return Design("iid", units, 1, lambda rng, shape: rng.standard_normal((1, *shape)))
+
+
+def antithetic(units: int) -> Design:
+    """Return pairs `z, -z`; the correlation of the members is -1.
+
+    Raises:
+        ValueError: if `units` is not a positive integer.
+
+    Source: Jia et al., arXiv 2506.06185, section 2 ("PN pairs").
+    """
+
+    def pair(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        z = rng.standard_normal(shape)
+        return np.stack([z, -z])
+
+    return Design("antithetic", units, 2, pair, signs=(1, -1))
+
+
+def simplex(units: int, k: int) -> Design:
+    """Return groups of k members `z_j = sqrt(k / (k - 1)) (w_j - mean(w))` that sum to zero.
+
+    The correlation of two members is `-1 / (k - 1)`; `simplex(units, 2)` has the law of `antithetic(units)`.
+
+    Raises:
+        ValueError: if `units` is not a positive integer or `k` is below 2.
+
+    Source: Jia et al., arXiv 2506.06185, K-antithetic noise.
+    """
+    _at_least(2, "k, the members of a simplex unit,", k)
+
+    def group(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        w = rng.standard_normal((k, *shape))
+        return np.sqrt(k / (k - 1)) * (w - w.mean(0))
+
+    return Design("simplex", units, k, group)

@@ -1,0 +1,119 @@
+"""Notebooks as programs: parameters checked before, papermill in between, clean copies after."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+from pydantic import TypeAdapter, ValidationError
+
+TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
+HIDDEN = re.compile(r"/(?:root|home|work|tmp|Users|private|var)/[^\s\"']*")
+
+
+class CellError(RuntimeError):
+    """A cell that failed: its number, its source and what it raised."""
+
+
+def parameters(path: Path, given: Mapping[str, str]) -> dict[str, object]:
+    """Return the given parameters of a notebook, converted to the types that its cell declares.
+
+    A declaration is one line, `name: type = default`, the type one of int, float, str, bool, list,
+    dict or `Optional` of those.
+
+    Raises:
+        ValueError: if there is no such notebook, a name is not declared (with a close match), or a
+            value is not of its type.
+    """
+    if not path.is_file() or path.suffix != ".ipynb":
+        raise ValueError(f"no notebook is at {str(path)!r}")
+    declared = papermill.inspect_notebook(str(path))
+    values = {}
+    for name, text in given.items():
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(declared)}"
+            raise ValueError(f"{path.name} has no parameter {name!r}; {hint}")
+        values[name] = _convert(path.name, name, declared[name]["inferred_type_name"], text)
+    return values
+
+
+def _convert(notebook: str, name: str, declared: str, text: str) -> object:
+    optional = re.fullmatch(r"Optional\[(\w+)\]", declared)
+    kind = TYPES.get(optional[1] if optional else declared)
+    if kind is None:
+        raise ValueError(f"{notebook} declares {name!r} as {declared!r}; a parameter is one of {', '.join(TYPES)}")
+    if optional and text == "None":
+        return None
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_json(text) if kind in (list, dict) else adapter.validate_strings(text)
+    except ValidationError:
+        raise ValueError(f"{notebook}: parameter {name!r} must be {declared}; got {text!r}") from None
+
+
+def execute(path: Path, output: Path, values: Mapping[str, object]) -> Path:
+    """Run a notebook through papermill and return the executed copy.
+
+    Raises:
+        CellError: if a cell fails; the copy then holds the cells up to it.
+    """
+    known = papermill.inspect_notebook(str(path))
+    chosen = {name: value for name, value in values.items() if name in known}
+    try:
+        papermill.execute_notebook(str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0)
+    except PapermillExecutionError as error:
+        raise CellError(f"{path.name}, cell {error.exec_count}:\n{error.source}\n{error.ename}: {error.evalue}") from None
+    return output
+
+
+def sources_hash(notebook: nbformat.NotebookNode) -> str:
+    """Return the sha256 of the cells' types and sources, which outputs do not change."""
+    digest = hashlib.sha256()
+    for cell in notebook.cells:
+        digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
+    return digest.hexdigest()
+
+
+def write_back(executed: Path, path: Path) -> None:
+    """Put the outputs of an executed notebook into its source, without run metadata, progress bars or paths.
+
+    The notebook's metadata then hold `antinb.sources_sha256`: outputs are stale when it does not fit.
+    """
+    notebook = nbformat.read(executed, 4)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [_clean(output) for output in cell.outputs if _keep(output)]
+    numbered = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(numbered, 1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    notebook.metadata["antinb"] = {"sources_sha256": sources_hash(notebook)}
+    nbformat.write(notebook, path)
+
+
+def _keep(output: nbformat.NotebookNode) -> bool:
+    progress = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return not progress and output.get("name") != "stderr"
+
+
+def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    if "text" in output:
+        output.text = HIDDEN.sub("...", output.text)
+    for kind, content in output.get("data", {}).items():
+        if kind.startswith("text/") and isinstance(content, str):
+            output.data[kind] = HIDDEN.sub("...", content)
+    return output

@@ -1,0 +1,110 @@
+"""Images to scalars: what intervals are made for.
+
+Statistics take images `(..., channel, y, x)` in [0, 1] and return `(...)`. The luma of a colour
+image is `Y = .299 R + .587 G + .114 B`; a grey image is its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+
+from antinb.dataset import DIMS
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def luma(images: np.ndarray) -> np.ndarray:
+    """Return the luma, `(..., channel, y, x)` to `(..., y, x)`; one or three channels, else ValueError."""
+    weights = {1: [1.0], 3: [0.299, 0.587, 0.114]}.get(images.shape[-3])
+    if weights is None:
+        raise ValueError(f"the luma is defined for 1 or 3 channels; got {images.shape[-3]}")
+    return np.tensordot(np.moveaxis(images, -3, -1).astype(np.float64), weights, 1)
+
+
+def pixel_mean(images: np.ndarray) -> np.ndarray:
+    """Return the mean over pixels and channels, in [0, 1]."""
+    return images.mean((-3, -2, -1), dtype=np.float64)
+
+
+def brightness(images: np.ndarray) -> np.ndarray:
+    """Return the mean luma, in [0, 1]."""
+    return luma(images).mean((-2, -1))
+
+
+def contrast(images: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of the luma over pixels, in [0, 0.5]."""
+    return luma(images).std((-2, -1))
+
+
+def _centroid(images: np.ndarray, axis: int) -> np.ndarray:
+    profile = luma(images).sum(-1 if axis == -2 else -2)
+    total = profile.sum(-1)
+    moment = profile @ np.arange(profile.shape[-1])
+    return np.divide(moment, total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def centroid_x(images: np.ndarray) -> np.ndarray:
+    """Return the luma-weighted mean column `sum x Y / sum Y`, in pixels from 0; NaN for a black image."""
+    return _centroid(images, -1)
+
+
+def centroid_y(images: np.ndarray) -> np.ndarray:
+    """Return the luma-weighted mean row `sum y Y / sum Y`, in pixels from 0; NaN for a black image."""
+    return _centroid(images, -2)
+
+
+def event(statistic: Statistic, *, above: float) -> Statistic:
+    """Return the statistic `1[S > above]`, whose mean is a probability; NaN stays NaN.
+
+    Examples:
+        >>> import numpy as np
+        >>> event(brightness, above=0.6)(np.full((2, 1, 4, 4), 0.7))
+        array([1., 1.])
+    """
+
+    def indicator(images: np.ndarray) -> np.ndarray:
+        values = np.asarray(statistic(images), np.float64)
+        return np.where(np.isnan(values), np.nan, values > above)
+
+    indicator.__name__ = f"{statistic.__name__} > {above:g}"
+    return indicator
+
+
+def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
+    """Return the statistics of every image, `(statistic, unit, member)` in float64.
+
+    The images are scaled from their range to [0, 1] and clipped. NaN is kept: an undefined value
+    is for the reader to count. A lazy run is read chunk by chunk.
+
+    Raises:
+        ValueError: if no statistic is given or one does not return a value an image.
+    """
+    if not statistics:
+        raise ValueError("measure needs at least one statistic, such as antinb.statistics.brightness")
+    low, high = json.loads(data["image"].attrs["range"])
+
+    def kernel(images: np.ndarray) -> np.ndarray:
+        scaled = np.clip((images - low) / (high - low), 0, 1)
+        columns = [np.asarray(statistic(scaled), np.float64) for statistic in statistics]
+        for statistic, column in zip(statistics, columns, strict=True):
+            if column.shape != images.shape[:-3]:
+                raise ValueError(
+                    f"{statistic.__name__} must return one value an image, {images.shape[:-3]}; got {column.shape}"
+                )
+        return np.stack(columns, -1)
+
+    values = xr.apply_ufunc(
+        kernel,
+        data["image"],
+        input_core_dims=[DIMS[2:]],
+        output_core_dims=[["statistic"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"statistic": len(statistics)}},
+    )
+    names = [statistic.__name__ for statistic in statistics]
+    return values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()

@@ -1,0 +1,136 @@
+"""One way to a model: a shipped checkpoint by name, a diffusers folder, or any callable."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from diffusers import UNet2DModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from antinb import generators
+from antinb.exact import Mixture
+
+_HERE = Path(__file__).parent
+DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+def registry() -> dict[str, dict]:
+    """Return the shipped models by name: kind, licence, recipe, quality, files with sha256."""
+    return json.loads((DATA / "registry.json").read_text())
+
+
+def models() -> pd.DataFrame:
+    """Return a table of the shipped models: `kind`, `licence`, `megabytes`, `quality`, indexed by name."""
+    rows = {}
+    for name, entry in registry().items():
+        size = sum((DATA / "models" / name / file).stat().st_size for file in entry["files"])
+        rows[name] = {key: entry[key] for key in ("kind", "licence")} | {"megabytes": size / 1e6, "quality": entry["quality"]}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+
+def load(
+    source: str | Path | Callable[[torch.Tensor], torch.Tensor],
+    *,
+    steps: int | None = None,
+    scheduler: str | None = None,
+    clip: bool | None = None,
+    shape: tuple[int, ...] | None = None,
+    device: str | torch.device = "cpu",
+) -> generators.Generator:
+    """Return the generator of a shipped model, a folder or a callable.
+
+    Args:
+        source: name of a shipped model (`antinb models` lists them), path of a diffusers folder with
+            `unet/` and `scheduler/`, or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
+        steps: number of steps, 50 if None.
+        scheduler: `"ddim"` (if None) or `"dpmsolver++"`.
+        clip: whether DDIM clips the predicted clean image to [-1, 1]; None keeps the model's own rule.
+        shape: shape of one noise, for a callable and for nothing else.
+        device: where the network runs.
+
+    Raises:
+        ValueError: if the source is unknown, a file is not the registered one, is truncated, is not
+            safetensors, does not fit its configuration, or an option does not belong to the source.
+
+    Examples:
+        >>> import antinb
+        >>> generator = antinb.load("fashion-mixture", steps=20)
+        >>> generator.shape, generator.evaluations
+        ((1, 28, 28), 20)
+    """
+    if callable(source):
+        given = {"steps": steps, "scheduler": scheduler, "clip": clip}
+        if shape is None or any(value is not None for value in given.values()):
+            raise ValueError(f"a callable needs shape= and takes no steps, scheduler or clip; got shape={shape!r}, {given}")
+        return generators.Function(source, tuple(shape))
+    if shape is not None:
+        raise ValueError(f"shape= belongs to a callable; {str(source)!r} has its own; got {shape!r}")
+    shipped = registry()
+    if str(source) in shipped:
+        folder = DATA / "models" / str(source)
+        _verify(folder, shipped[str(source)]["files"])
+    elif Path(source).is_dir():
+        folder = Path(source)
+    else:
+        close = difflib.get_close_matches(str(source), shipped, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(shipped)}"
+        raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
+    return _folder(folder, torch.device(device)).with_(steps=steps, scheduler=scheduler, clip=clip)
+
+
+def _verify(folder: Path, files: dict[str, str]) -> None:
+    for name, wanted in files.items():
+        found = _sha256(folder / name) if (folder / name).exists() else "no file"
+        if found != wanted:
+            raise ValueError(f"{folder.name}/{name} is not the registered file: sha256 {wanted[:12]} expected; got {found[:12]}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder(folder: Path, device: torch.device) -> generators.Diffusion:
+    if not (folder / "scheduler" / "scheduler_config.json").exists():
+        raise ValueError(f"{folder.name!r} is no diffusers folder: it lacks scheduler/scheduler_config.json")
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    if (folder / "mixture.safetensors").exists():
+        path, tensors, metadata = _tensors(folder, "mixture.safetensors", device)
+        parts = (tensors[key].float() for key in ("weights", "means", "factors", "variances"))
+        identity = {"model": folder.name, "weights_sha256": _sha256(path)}
+        return generators.from_mixture(Mixture(*parts), tuple(json.loads(metadata["shape"])), config, **identity)
+    path, tensors, _ = _tensors(folder / "unet", "diffusion_pytorch_model.safetensors", device)
+    settings = UNet2DModel.load_config(folder / "unet", local_files_only=True)
+    if settings["_class_name"] != "UNet2DModel":
+        raise ValueError(f"{folder.name}/unet must be a UNet2DModel; got {settings['_class_name']!r}")
+    unet = UNet2DModel.from_config(settings)
+    mismatch = set(unet.state_dict()) ^ set(tensors)
+    if mismatch:
+        raise ValueError(f"{folder.name}/unet: weights and configuration differ in {len(mismatch)} tensors; first {min(mismatch)!r}")
+    unet.load_state_dict(tensors)
+    return generators.from_unet(unet.to(device).float(), config, model=folder.name, weights_sha256=_sha256(path))
+
+
+def _tensors(folder: Path, name: str, device: torch.device) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:
+    """Return the path, tensors and metadata of a safetensors file, refusing whatever is not one."""
+    path = folder / name
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
+    if not path.exists():
+        found = f"it holds the pickle {pickles[0]}, which is never loaded" if pickles else "it is missing"
+        raise ValueError(f"{folder.name} needs {name}: {found}")
+    if path.open("rb").read(2) in (b"PK", b"\x80\x02", b"\x80\x04"):
+        raise ValueError(f"{folder.name}/{name} is a pickle in disguise; only safetensors is loaded")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return path, load_file(path, str(device)), metadata
+    except SafetensorError as error:
+        raise ValueError(f"{folder.name}/{name} is truncated or not safetensors: {error}") from None

@@ -1,0 +1,81 @@
+"""Train `fashion-classifier`, the small network whose features and classes measure the models.
+
+    python data/recipes/fashion_classifier.py --data fashion_mnist.npz --out data/models/fashion-classifier
+
+Three convolution blocks with batch normalisation, a 64-dimensional feature layer, ten classes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import images
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+BATCH, EPOCHS, SEED = 128, 6, 0
+
+
+def build() -> nn.Sequential:
+    """Return the untrained network; its layers up to the last one give the features."""
+    torch.manual_seed(SEED)
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+
+    hidden = [nn.Flatten(), nn.Dropout(0.2), nn.Linear(96 * 9, 64), nn.ReLU()]
+    return nn.Sequential(*block(1, 24), *block(24, 64), *block(64, 96), *hidden, nn.Linear(64, 10))
+
+
+def load(folder: Path) -> nn.Sequential:
+    """Return the trained network from its folder, in evaluation mode."""
+    network = build()
+    weights = load_file(folder / "model.safetensors")
+    network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in weights.items()})
+    return network.eval()
+
+
+@torch.no_grad()
+def outputs(network: nn.Module, pixels: np.ndarray, batch: int = 500) -> np.ndarray:
+    """Return the network's output on images `(N, 1, 28, 28)` in [-1, 1], batch after batch."""
+    return torch.cat([network(torch.from_numpy(part)) for part in np.array_split(pixels, len(pixels) // batch)]).numpy()
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), default=None, help="fashion_mnist.npz; else fetched")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def train(data: Path | None, out: Path) -> None:
+    """Train the classifier and write its folder."""
+    pixels, labels = images.load("fashion_mnist", data)
+    pixels, labels = torch.from_numpy(images.scaled(pixels)), torch.from_numpy(labels)
+    test_pixels, test_labels = images.load("fashion_mnist", data, "test")
+    network = build()
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+    steps = EPOCHS * (len(pixels) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    order = torch.cat([torch.randperm(len(pixels)) for _ in range(EPOCHS)])
+    for step in range(steps):
+        batch = order[step * BATCH : (step + 1) * BATCH]
+        loss = nn.functional.cross_entropy(network(pixels[batch]), labels[batch], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 200 == 0:
+            click.echo(f"step {step + 1}/{steps} loss {loss.item():.3f}")
+    out.mkdir(parents=True, exist_ok=True)
+    weights = network.state_dict()
+    save_file({name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, out / "model.safetensors")
+    correct = outputs(load(out), images.scaled(test_pixels)).argmax(1) == test_labels
+    card = {"classes": CLASSES, "test_accuracy": float(correct.mean()), "test_images": len(correct)}
+    (out / "quality.json").write_text(json.dumps(card, indent=1) + "\n")
+    click.echo(f"test accuracy {card['test_accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    train()
