@@ -33,7 +33,7 @@ def build() -> UNet2DModel:
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(24, 64, 128),
+        block_out_channels=(16, 48, 96),
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         attention_head_dim=16,
@@ -82,7 +82,7 @@ def resume(path: Path, network, optimizer, ema: EMAModel) -> int:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=None, help="fashion_mnist.npz; else fetched")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="folder of checkpoint and result")
-@click.option("--images", "total", default=320_000, help="training images in all, with repeats")
+@click.option("--images", "total", default=240_000, help="training images in all, with repeats")
 @click.option("--device", default="cpu")
 def train(data: Path | None, work: Path, total: int, device: str) -> None:
     """Train the network and write a diffusers pipeline folder to WORK/pipeline."""

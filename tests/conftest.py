@@ -1,0 +1,50 @@
+"""Models and runs that several tests share."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+import antinb
+from antinb import exact, generators, noise
+
+SHAPE = (1, 8, 8)
+LINEAR = dict(DDIMScheduler(1000, clip_sample=False).config)
+
+
+def random_mixture(components=3, dimension=64, rank=4, seed=0, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    return exact.Mixture(
+        torch.rand(components, generator=rng, dtype=dtype) + 0.2,
+        torch.randn(components, dimension, generator=rng, dtype=dtype) / 2,
+        torch.randn(components, dimension, rank, generator=rng, dtype=dtype) / 3,
+        torch.rand(components, generator=rng, dtype=dtype) / 20 + 0.01,
+    )
+
+
+def tiny_unet(**options):
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def mixture_generator():
+    return generators.from_mixture(random_mixture(), SHAPE, LINEAR).with_(steps=10)
+
+
+@pytest.fixture(scope="session")
+def pairs(mixture_generator):
+    return antinb.sample(mixture_generator, noise.antithetic(200), seed=0, progress=False)

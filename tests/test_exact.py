@@ -1,0 +1,96 @@
+"""Mixtures against autograd, against torch.distributions, and the affine map of one Gaussian."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import LINEAR, SHAPE, random_mixture
+
+import antinb
+from antinb import correlation, exact, generators, noise
+
+LEVELS = [0.9999, 0.5, 1e-2, 4e-5]
+
+
+def reference(mixture, abar):
+    """The same diffused mixture with dense covariances."""
+    identity = torch.eye(mixture.means.shape[1], dtype=mixture.means.dtype)
+    covariance = mixture.factors @ mixture.factors.mT + mixture.variances[:, None, None] * identity
+    normal = torch.distributions.MultivariateNormal(abar**0.5 * mixture.means, abar * covariance + (1 - abar) * identity)
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(mixture.weights), normal)
+
+
+@pytest.mark.parametrize("abar", LEVELS)
+def test_density_agrees_with_dense_covariances(abar):
+    mixture = random_mixture(dtype=torch.float64)
+    x = reference(mixture, abar).sample((20,))
+    torch.testing.assert_close(mixture.log_density(x, abar), reference(mixture, abar).log_prob(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("abar", LEVELS)
+def test_noise_prediction_is_the_gradient_of_the_density(abar, dtype):
+    mixture = random_mixture(dtype=torch.float64)
+    x = reference(mixture, abar).sample((20,)).requires_grad_()
+    (gradient,) = torch.autograd.grad(reference(mixture, abar).log_prob(x).sum(), x)
+    predicted = mixture.to(dtype).predict_noise(x.detach().to(dtype), abar)
+    torch.testing.assert_close(predicted.double(), -((1 - abar) ** 0.5) * gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_samples_have_the_mean_and_covariance_of_the_mixture():
+    mixture = random_mixture(dimension=6, rank=2, dtype=torch.float64)
+    x = mixture.sample(200_000, torch.Generator().manual_seed(0))
+    truth = reference(mixture, 1.0)
+    error = (x.mean(0) - truth.mean) / (truth.variance / len(x)).sqrt()
+    assert error.abs().max() < 5
+    torch.testing.assert_close(mixture.mean, truth.mean)
+    torch.testing.assert_close(x.var(0), truth.variance, rtol=0.02, atol=0)
+    likelihood = truth.log_prob(x).mean() - truth.log_prob(truth.sample((200_000,))).mean()
+    assert likelihood.abs() < 0.05
+
+
+def test_responsibilities_are_bayes():
+    mixture = random_mixture(dtype=torch.float64)
+    x = mixture.sample(5, torch.Generator().manual_seed(0))
+    dense = reference(mixture, 0.3)
+    joint = dense.mixture_distribution.probs * dense.component_distribution.log_prob(x[:, None]).exp()
+    torch.testing.assert_close(mixture.responsibilities(x, 0.3), joint / joint.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
+def test_one_gaussian_gives_an_affine_map(scheduler):
+    one = random_mixture(components=1, dtype=torch.float64)
+    generator = generators.from_mixture(one, SHAPE, LINEAR).with_(steps=20, scheduler=scheduler)
+    centre = generator.generate(torch.zeros(1, *SHAPE))
+    z = torch.from_numpy(noise.antithetic(50).draw(SHAPE, seed=0))
+    plus, minus = generator.generate(z[:, 0]), generator.generate(z[:, 1])
+    torch.testing.assert_close((plus + minus) / 2, centre.expand_as(plus), rtol=0, atol=1e-5)
+    rows = torch.stack([(plus - centre).flatten(1), (minus - centre).flatten(1)], 1)
+    worst = max(abs(np.corrcoef(pair.numpy())[0, 1] + 1) for pair in rows)
+    assert worst < 1e-5
+
+
+def test_a_mirrored_mixture_is_odd():
+    """Where the density is symmetric about 0 the generator is odd, so pairs correlate at -1 exactly."""
+    half = random_mixture(components=2)
+    twin = exact.Mixture(
+        half.weights.repeat(2), torch.cat([half.means, -half.means]), half.factors.repeat(2, 1, 1), half.variances.repeat(2)
+    )
+    run = antinb.sample(
+        generators.from_mixture(twin, SHAPE, LINEAR).with_(steps=10), noise.antithetic(40), seed=0, progress=False
+    )
+    np.testing.assert_allclose(correlation.pn(run), -1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"means": torch.zeros(3, 5)}, "weights"),
+        ({"weights": torch.tensor([1.0, -1.0])}, "positive"),
+        ({"variances": torch.zeros(2)}, "positive"),
+        ({"factors": torch.zeros(2, 5, 5)}, "r < d"),
+    ],
+)
+def test_bad_mixtures_are_refused(change, message):
+    parts = {"weights": torch.ones(2), "means": torch.zeros(2, 5), "factors": torch.ones(2, 5, 1), "variances": torch.ones(2)}
+    with pytest.raises(ValueError, match=message):
+        exact.Mixture(**(parts | change))

@@ -1,0 +1,96 @@
+"""Designs: exact marginals, exact couplings, and the same numbers however the work is cut."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from antinb import noise
+
+SHAPE = (3, 32, 32)
+DESIGNS = {"iid": noise.iid, "antithetic": noise.antithetic, "simplex": lambda units: noise.simplex(units, 4)}
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_member_is_standard_normal(name):
+    design = DESIGNS[name](10_000)
+    projection = np.random.default_rng(1).standard_normal(3072)
+    projection /= np.linalg.norm(projection)
+    members = design.members
+    coordinates, projected, squares = [], [], []
+    for start in range(0, design.units, 500):
+        values = design.draw(SHAPE, seed=11, units=range(start, start + 500)).reshape(500, members, 3072)
+        coordinates.append(values[:, :, ::171])
+        projected.append(values @ projection)
+        squares.append(np.square(values.astype(np.float64)).sum(2))
+    coordinates, projected, squares = map(np.concatenate, (coordinates, projected, squares))
+    p_values = [
+        stats.kstest(column, "norm").pvalue for member in range(members) for column in coordinates[:, member].T
+    ]
+    p_values += [stats.kstest(projected[:, member], "norm").pvalue for member in range(members)]
+    p_values += [stats.kstest(squares[:, member], stats.chi2(3072).cdf).pvalue for member in range(members)]
+    assert min(p_values) * len(p_values) > 0.001
+
+
+def test_coordinates_of_one_member_are_uncorrelated():
+    values = noise.antithetic(4000).draw((1, 2, 8), seed=2)[:, 1].reshape(4000, 16)
+    gram = np.corrcoef(values.T)[np.triu_indices(16, 1)]
+    assert np.square(gram).sum() * 4000 < stats.chi2(len(gram)).ppf(0.9999)
+
+
+def test_the_second_of_a_pair_is_exactly_the_negative():
+    values = noise.antithetic(50).draw(SHAPE, seed=0)
+    assert np.array_equal(values[:, 1], -values[:, 0])
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_simplex_members_sum_to_zero_and_oppose_each_other(k):
+    values = noise.simplex(400, k).draw(SHAPE, seed=0).astype(np.float64)
+    assert np.abs(values.sum(1)).max() < 4e-6
+    covariance = np.einsum("ukd,ujd->kj", *[values.reshape(400, k, -1)] * 2) / (400 * 3072)
+    expected = np.where(np.eye(k, dtype=bool), 1, -1 / (k - 1))
+    assert np.abs(covariance - expected).max() < 5 / np.sqrt(400 * 3072 / 2)
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_any_cut_gives_the_same_bits(name):
+    design = DESIGNS[name](20)
+    whole = design.draw((2, 3), seed=5, stream=3)
+    pieces = [design.draw((2, 3), seed=5, stream=3, units=part) for part in (range(7), [7], range(8, 20))]
+    assert np.array_equal(np.concatenate(pieces), whole)
+    assert np.array_equal(design.draw((2, 3), seed=5, stream=3, units=[13, 2]), whole[[13, 2]])
+    assert np.array_equal(DESIGNS[name](200).draw((2, 3), seed=5, stream=3, units=range(20)), whole)
+
+
+def test_units_streams_and_seeds_are_independent():
+    design = noise.iid(3)
+    draws = [design.draw((1000,), seed=seed, stream=stream) for seed in (0, 1) for stream in (0, 1)]
+    rows = np.concatenate(draws).reshape(12, 1000)
+    assert np.abs(np.corrcoef(rows)[np.triu_indices(12, 1)]).max() < 5 / np.sqrt(1000)
+
+
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [
+        (lambda: noise.iid(0), "0"),
+        (lambda: noise.antithetic(-3), "-3"),
+        (lambda: noise.antithetic(2.0), "2.0"),
+        (lambda: noise.simplex(5, 1), "1"),
+        (lambda: noise.iid(2).draw((), seed=0), r"\(\)"),
+        (lambda: noise.iid(2).draw((3, 0), seed=0), r"\(3, 0\)"),
+        (lambda: noise.iid(2).draw("ab", seed=0), "ab"),
+        (lambda: noise.iid(2).draw((3,), seed=-1), "-1"),
+        (lambda: noise.iid(2).draw((3,), seed=0, units=[2]), "unit 2"),
+    ],
+)
+def test_bad_input_is_refused_with_the_value(call, value):
+    with pytest.raises(ValueError, match=value):
+        call()
+
+
+@pytest.mark.parametrize("module", ["noise", "dataset", "correlation", "statistics", "figures", "report", "cli"])
+def test_the_numpy_half_loads_no_torch(module):
+    code = f"import sys, antinb.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
