@@ -66,12 +66,13 @@ def rr(data: xr.Dataset, *, centred: bool = False) -> np.ndarray:
 
 
 def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
-    """Return PN and RR correlations, standard and centred, one row each.
+    """Return PN and RR correlations and their difference, standard and centred, one row each.
 
     Columns: `pairs`, `centred`, `estimate` (the mean over pairs) with `low, high, level, method`;
     `sd` and quantiles `q05` to `q95` of the single correlations; `pooled`, the ratio
     `sum cov / sqrt(sum var sum var)`, with `pooled_low, pooled_high`; `undefined`, pairs left out
-    because an image is constant; `units`; `evaluations`, network calls in all.
+    because an image is constant; `units`; `evaluations`, network calls in all. The rows `PN-RR`
+    have no single values.
 
     PN intervals are t intervals over units. RR means are U-statistics over pairs of distinct
     units; their intervals, and those of the pooled ratios, come from a jackknife over at most 50
@@ -85,22 +86,23 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     images, strata = _arrays(data)
     units, members = images.shape[:2]
     cost = units * members * dataset.config(data).get("evaluations", 1)
-    kinds = [kind for kind in ("PN", "RR") if kind == "RR" or members > 1]
+    kinds = ["PN", "RR", "PN-RR"] if members > 1 else ["RR"]
     rows = []
     for centred in (False, True):
         estimates = _jackknife(images, strata, lambda x, s, centred=centred: _means(x, s, centred), level)
         for kind in kinds:
-            singles = pn(data, centred=centred).values if kind == "PN" else rr(data, centred=centred)
-            defined = singles[np.isfinite(singles)]
-            mean, pooled = estimates[f"{kind} mean"], estimates[f"{kind} pooled"]
-            method = "jackknife over units"
+            pooled, mean, method = estimates[f"{kind} pooled"], estimates[f"{kind} mean"], "jackknife over units"
+            spread: dict[str, float] = {}
+            if kind != "PN-RR":
+                singles = pn(data, centred=centred).values if kind == "PN" else rr(data, centred=centred)
+                defined = singles[np.isfinite(singles)]
+                spread = {"sd": defined.std(ddof=1)} | {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
+                spread["undefined"] = singles.size - defined.size
             if kind == "PN":
                 mean, method = (defined.mean(), *DescrStatsW(defined).tconfint_mean(1 - level)), "t over units"
             row = {"pairs": kind, "centred": centred, "estimate": mean[0], "low": mean[1], "high": mean[2]}
-            row |= {"level": level, "method": method, "sd": defined.std(ddof=1)}
-            row |= {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
-            row |= {"pooled": pooled[0], "pooled_low": pooled[1], "pooled_high": pooled[2]}
-            rows.append(row | {"undefined": singles.size - defined.size, "units": units, "evaluations": cost})
+            row |= {"level": level, "method": method, "units": units, "evaluations": cost, **spread}
+            rows.append(row | {"pooled": pooled[0], "pooled_low": pooled[1], "pooled_high": pooled[2]})
     return pd.DataFrame(rows)
 
 
@@ -166,7 +168,7 @@ def _blocks(
 
 
 def _means(images: np.ndarray, strata: np.ndarray, centred: bool) -> dict[str, float]:
-    """Return the mean correlation and the pooled ratio of PN and RR pairs.
+    """Return the mean correlation and the pooled ratio of PN and RR pairs, and their differences.
 
     The sum over pairs of distinct units is `S_l . S_r - sum_i s_li . s_ri`, with `s_i` the sum of a
     unit's vectors and `S` that of all; no pair is formed.
@@ -189,6 +191,7 @@ def _means(images: np.ndarray, strata: np.ndarray, centred: bool) -> dict[str, f
             for kind in norms:
                 norms[kind] += pairs[kind] * power
         result |= {f"{kind} {name}": totals[kind] / norms[kind] if norms[kind] else np.nan for kind in totals}
+        result[f"PN-RR {name}"] = result[f"PN {name}"] - result[f"RR {name}"]
     return result
 
 
@@ -203,5 +206,5 @@ def _jackknife(
     count = blocks.max() + 1
     whole = estimator(images, strata)
     left_out = pd.DataFrame([estimator(images[blocks != block], strata[blocks != block]) for block in range(count)])
-    errors = np.sqrt((count - 1) * left_out.var(ddof=0))
-    return {key: (value, *stats.t.interval(level, count - 1, value, errors[key])) for key, value in whole.items()}
+    half = stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt((count - 1) * left_out.var(ddof=0))
+    return {key: (value, value - half[key], value + half[key]) for key, value in whole.items()}

@@ -26,16 +26,28 @@ FIGURE_ID = re.compile(r"fig-\d\d-\d+")
 RULE = re.compile(r"(?P<kind><|>|within)\s*(?P<margin>[-+]?\d*\.?\d+)")
 
 
+def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
+    """Return a size of a notebook's work: the given one, or the profile's if it is None.
+
+    Raises:
+        ValueError: if the profile is neither `"smoke"` nor `"full"`, or the given size is below 1.
+
+    Examples:
+        >>> size(None, "smoke", smoke=16, full=512), size(100, "smoke", smoke=16, full=512)
+        (16, 100)
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {PROFILES}; got {profile!r}")
+    if given is not None and given < 1:
+        raise ValueError(f"a size must be at least 1; got {given}")
+    return {"smoke": smoke, "full": full}[profile] if given is None else given
+
+
 def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -> Report:
     """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`.
 
-    `parameters` are recorded with every figure; `parameters["profile"]` is `"smoke"` or `"full"`.
-
-    Raises:
-        ValueError: for another profile.
+    `parameters` are recorded with every figure.
     """
-    if parameters.get("profile") not in PROFILES:
-        raise ValueError(f"profile must be one of {PROFILES}; got {parameters.get('profile')!r}")
     return Report(Path(out_dir) / notebook, notebook, dict(parameters))
 
 

@@ -20,6 +20,7 @@ from antinb.exact import Mixture
 _HERE = Path(__file__).parent
 DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+DISGUISES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zipped torch files, pickle protocols
 
 
 def registry() -> dict[str, dict]:
@@ -112,9 +113,10 @@ def _folder(folder: Path, device: torch.device) -> generators.Diffusion:
     if settings["_class_name"] != "UNet2DModel":
         raise ValueError(f"{folder.name}/unet must be a UNet2DModel; got {settings['_class_name']!r}")
     unet = UNet2DModel.from_config(settings)
-    mismatch = set(unet.state_dict()) ^ set(tensors)
-    if mismatch:
-        raise ValueError(f"{folder.name}/unet: weights and configuration differ in {len(mismatch)} tensors; first {min(mismatch)!r}")
+    wanted, found = ({(name, value.shape) for name, value in state.items()} for state in (unet.state_dict(), tensors))
+    if wanted != found:
+        first = min(wanted ^ found)[0]
+        raise ValueError(f"{folder.name}/unet: weights and configuration differ, first in {first!r}")
     unet.load_state_dict(tensors)
     return generators.from_unet(unet.to(device).float(), config, model=folder.name, weights_sha256=_sha256(path))
 
@@ -126,7 +128,9 @@ def _tensors(folder: Path, name: str, device: torch.device) -> tuple[Path, dict[
     if not path.exists():
         found = f"it holds the pickle {pickles[0]}, which is never loaded" if pickles else "it is missing"
         raise ValueError(f"{folder.name} needs {name}: {found}")
-    if path.open("rb").read(2) in (b"PK", b"\x80\x02", b"\x80\x04"):
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in DISGUISES:
         raise ValueError(f"{folder.name}/{name} is a pickle in disguise; only safetensors is loaded")
     try:
         with safe_open(path, "pt") as file:
