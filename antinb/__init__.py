@@ -10,7 +10,18 @@ from typing import Any
 __version__ = metadata.version("antinb")
 
 _HOME = {"load": "zoo", "sample": "sampling"}
-_MODULES = ("correlation", "dataset", "exact", "figures", "generators", "noise", "report", "sampling", "statistics", "zoo")
+_MODULES = (
+    "correlation",
+    "dataset",
+    "exact",
+    "figures",
+    "generators",
+    "noise",
+    "report",
+    "sampling",
+    "statistics",
+    "zoo",
+)
 
 __all__ = [*_HOME, *_MODULES]
 

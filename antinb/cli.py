@@ -51,7 +51,8 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
         strict |= values.get("profile", "full") == "full"
     claims = report.merge(folders, out)
     for claim in claims:
-        numbers = "no estimate" if claim["estimate"] is None else "{estimate:.4f} [{low:.4f}, {high:.4f}]".format(**claim)
+        known = claim["estimate"] is not None
+        numbers = "{estimate:.4f} [{low:.4f}, {high:.4f}]".format(**claim) if known else "no estimate"
         click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}")
     bad = {"refuted", "undecided"} if strict else {"refuted"}
     if any(claim["state"] in bad for claim in claims):
@@ -69,7 +70,15 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 @click.option("--batch", default=64, show_default=True)
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="New Zarr store.")
 def sample(
-    model: str, design: str, units: int, k: int | None, seed: int, steps: int | None, scheduler: str | None, batch: int, store: Path
+    model: str,
+    design: str,
+    units: int,
+    k: int | None,
+    seed: int,
+    steps: int | None,
+    scheduler: str | None,
+    batch: int,
+    store: Path,
 ) -> None:
     """Sample MODEL, a shipped name or a diffusers folder, to a Zarr store."""
     from antinb import noise, sampling, zoo

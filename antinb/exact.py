@@ -30,7 +30,8 @@ class Mixture:
         components, dimension = shapes[1] if len(shapes[1]) == 2 else (0, 0)
         wanted = [(components,), (components, dimension), (components, dimension, *shapes[2][2:]), (components,)]
         if shapes != wanted or len(shapes[2]) != 3 or not 0 <= shapes[2][2] < dimension:
-            raise ValueError(f"a mixture needs weights (K,), means (K, d), factors (K, d, r < d), variances (K,); got {shapes}")
+            rule = "a mixture needs weights (K,), means (K, d), factors (K, d, r < d), variances (K,)"
+            raise ValueError(f"{rule}; got {shapes}")
         if not (weights > 0).all() or not (variances > 0).all():
             raise ValueError("the weights and variances of a mixture must be positive")
         self.weights = weights / weights.sum()

@@ -25,7 +25,8 @@ def image_grid(images: xr.DataArray, *, rows: list[str], ax: Axes | None = None)
     """
     columns, count, channels, height, width = images.shape
     if len(rows) != count or channels not in (1, 3):
-        raise ValueError(f"a grid needs {count} row labels and 1 or 3 channels; got {len(rows)} labels, {channels} channels")
+        found = f"{len(rows)} labels, {channels} channels"
+        raise ValueError(f"a grid needs {count} row labels and 1 or 3 channels; got {found}")
     low, high = json.loads(images.attrs["range"])
     sheet = np.ones((count * (height + 1) - 1, columns * (width + 1) - 1, channels))
     for column, row in np.ndindex(columns, count):
@@ -70,7 +71,7 @@ def pixel_map(correlation: xr.DataArray, *, ax: Axes | None = None) -> Axes:
         _, ax = plt.subplots(figsize=(3.6, 3), layout="constrained")
     ax.patch.set(hatch="////", edgecolor="0.75")
     drawn = ax.imshow(correlation.values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    ax.figure.colorbar(drawn, ax=ax, label="correlation over pairs", shrink=0.85)
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
     ax.set_xticks([])
     ax.set_yticks([])
     return ax

@@ -106,12 +106,14 @@ class Diffusion:
             changed = make_scheduler(self.scheduler.config, scheduler or self._name(), clip=clip)
         return replace(self, steps=self.steps if steps is None else steps, scheduler=changed)
 
-    def predict_noise(self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def predict_noise(
+        self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the network's noise `eps_t(x)`, `(B, C, H, W)` to the same; `t` counts from 0, the data end."""
         _check_noise(x, self.shape)
         noise = self.network(x, torch.as_tensor(t, device=x.device), condition)
         if noise.shape != x.shape:
-            raise ValueError(f"the network must return noise shaped as its input, {tuple(x.shape)}; got {tuple(noise.shape)}")
+            raise ValueError(f"the network must return noise of shape {tuple(x.shape)}; got {tuple(noise.shape)}")
         return noise
 
     @torch.no_grad()
@@ -167,7 +169,9 @@ def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: objec
     return Diffusion(network, make_scheduler(config), shape, next(unet.parameters()), identity=identity)
 
 
-def from_mixture(mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, object], **identity: object) -> Diffusion:
+def from_mixture(
+    mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, object], **identity: object
+) -> Diffusion:
     """Return the generator of an exact mixture whose `(d,)` is laid out as `shape`; it never clips.
 
     Raises:

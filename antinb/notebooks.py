@@ -69,7 +69,8 @@ def execute(path: Path, output: Path, values: Mapping[str, object]) -> Path:
     try:
         papermill.execute_notebook(str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0)
     except PapermillExecutionError as error:
-        raise CellError(f"{path.name}, cell {error.exec_count}:\n{error.source}\n{error.ename}: {error.evalue}") from None
+        place = f"{path.name}, cell {error.exec_count}"
+        raise CellError(f"{place}:\n{error.source}\n{error.ename}: {error.evalue}") from None
     return output
 
 

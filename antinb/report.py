@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
@@ -77,8 +76,9 @@ class Report:
         """
         if not FIGURE_ID.fullmatch(id) or not caption.strip():
             raise ValueError(f"a figure needs an id such as 'fig-01-2' and a caption; got {id!r}, {caption!r}")
-        table = data if isinstance(data, pd.DataFrame) else data.rename(data.name or "value").to_dataframe().reset_index()
-        numbers = table.to_csv(index=False, float_format="%.7g")
+        if isinstance(data, xr.DataArray):
+            data = data.rename(data.name or "value").to_dataframe().reset_index()
+        numbers = data.to_csv(index=False, float_format="%.7g")
         about = {
             "id": id,
             "caption": caption,
@@ -96,7 +96,7 @@ class Report:
         }
         with plt.rc_context({"svg.hashsalt": id, "svg.fonttype": "none"}):
             for kind, entries in metadata.items():
-                fig.savefig(self.folder / f"{id}.{kind}", metadata=entries, dpi=200)
+                fig.savefig(self.folder / f"{id}.{kind}", metadata=entries, dpi=200, bbox_inches="tight")
         (self.folder / f"{id}.csv").write_text(numbers)
         (self.folder / f"{id}.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
         files = [f"{id}.{kind}" for kind in (*metadata, "csv", "json")]
@@ -130,10 +130,9 @@ class Report:
         return pd.DataFrame(judge(list(self._claims.values()))).set_index("id")
 
     def _write(self) -> None:
-        claims = [
-            {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-            for row in judge(list(self._claims.values()))
-        ]
+        claims = judge(list(self._claims.values()))
+        for claim in claims:
+            claim |= {key: None for key in ("estimate", "low", "high") if not math.isfinite(claim[key])}
         manifest = {"figures": list(self._figures.values()), "claims": claims}
         (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
@@ -185,9 +184,9 @@ def _one_sided(distance: float, half_width: float) -> float:
 
 
 def merge(folders: list[Path], out_dir: Path) -> list[dict]:
-    """Write `manifest.json` and `claims.tex` of several notebooks to `out_dir`; return their claims.
+    r"""Write `manifest.json` and `claims.tex` of several notebooks to `out_dir`; return their claims.
 
-    `\\antinb{ID}` in LaTeX gives a claim's estimate, `\\antinb[low]{ID}` and `\\antinb[high]{ID}` its interval.
+    `\antinb{ID}` in LaTeX gives a claim's estimate, `\antinb[low]{ID}` and `\antinb[high]{ID}` its interval.
     """
     union: dict[str, list] = {"figures": [], "claims": []}
     for folder in folders:
@@ -211,8 +210,8 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -74,8 +74,10 @@ def sample(
         for units, values in _shards(generator, design, seed, conditions, shard, batch):
             if images is None:
                 shape = (design.units, design.members, *values.shape[2:])
-                images = np.empty(shape, np.float32) if store is None else dask.array.empty(
-                    shape, dtype=np.float32, chunks=(shard, *shape[1:])
+                images = (
+                    np.empty(shape, np.float32)
+                    if store is None
+                    else dask.array.empty(shape, dtype=np.float32, chunks=(shard, *shape[1:]))
                 )
                 run = dataset.build(images, config, signs=design.signs, condition=conditions)
                 if store is not None:
@@ -94,7 +96,7 @@ def _conditions(condition: int | list[int] | None, units: int) -> np.ndarray | N
         return None
     classes = np.asarray(condition)
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (units,)) or classes.min() < 0:
-        raise ValueError(f"condition must be one class or one for each of {units} units, integers from 0; got {condition!r}")
+        raise ValueError(f"condition must be one class, or one for each of {units} units, from 0; got {condition!r}")
     return np.broadcast_to(classes, (units,))
 
 
@@ -108,10 +110,8 @@ def _shards(
         classes = None
         if conditions is not None:
             classes = torch.from_numpy(conditions[units.start : units.stop].repeat(design.members))
-        parts = [
-            generator.generate(noise[first : first + batch], condition=None if classes is None else classes[first : first + batch])
-            for first in range(0, len(noise), batch)
-        ]
+        cuts = [slice(first, first + batch) for first in range(0, len(noise), batch)]
+        parts = [generator.generate(noise[cut], condition=None if classes is None else classes[cut]) for cut in cuts]
         values = torch.cat(parts).float().cpu().numpy().reshape(len(units), design.members, *parts[0].shape[1:])
         bad = ~np.isfinite(values).all((1, 2, 3, 4))
         if bad.any():

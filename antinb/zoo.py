@@ -33,7 +33,8 @@ def models() -> pd.DataFrame:
     rows = {}
     for name, entry in registry().items():
         size = sum((DATA / "models" / name / file).stat().st_size for file in entry["files"])
-        rows[name] = {key: entry[key] for key in ("kind", "licence")} | {"megabytes": size / 1e6, "quality": entry["quality"]}
+        kind, licence, quality = (entry[key] for key in ("kind", "licence", "quality"))
+        rows[name] = {"kind": kind, "licence": licence, "megabytes": size / 1e6, "quality": quality}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
 
@@ -70,7 +71,8 @@ def load(
     if callable(source):
         given = {"steps": steps, "scheduler": scheduler, "clip": clip}
         if shape is None or any(value is not None for value in given.values()):
-            raise ValueError(f"a callable needs shape= and takes no steps, scheduler or clip; got shape={shape!r}, {given}")
+            rule = "a callable needs shape= and takes no steps, scheduler or clip"
+            raise ValueError(f"{rule}; got shape={shape!r}, {given}")
         return generators.Function(source, tuple(shape))
     if shape is not None:
         raise ValueError(f"shape= belongs to a callable; {str(source)!r} has its own; got {shape!r}")
@@ -91,7 +93,8 @@ def _verify(folder: Path, files: dict[str, str]) -> None:
     for name, wanted in files.items():
         found = _sha256(folder / name) if (folder / name).exists() else "no file"
         if found != wanted:
-            raise ValueError(f"{folder.name}/{name} is not the registered file: sha256 {wanted[:12]} expected; got {found[:12]}")
+            rule = f"{folder.name}/{name} is not the registered file: sha256 {wanted[:12]} expected"
+            raise ValueError(f"{rule}; got {found[:12]}")
 
 
 def _sha256(path: Path) -> str:

@@ -15,7 +15,8 @@ def reference(mixture, abar):
     """The same diffused mixture with dense covariances."""
     identity = torch.eye(mixture.means.shape[1], dtype=mixture.means.dtype)
     covariance = mixture.factors @ mixture.factors.mT + mixture.variances[:, None, None] * identity
-    normal = torch.distributions.MultivariateNormal(abar**0.5 * mixture.means, abar * covariance + (1 - abar) * identity)
+    diffused = abar * covariance + (1 - abar) * identity
+    normal = torch.distributions.MultivariateNormal(abar**0.5 * mixture.means, diffused)
     return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(mixture.weights), normal)
 
 
@@ -72,9 +73,8 @@ def test_one_gaussian_gives_an_affine_map(scheduler):
 def test_a_mirrored_mixture_is_odd():
     """Where the density is symmetric about 0 the generator is odd, so pairs correlate at -1 exactly."""
     half = random_mixture(components=2)
-    twin = exact.Mixture(
-        half.weights.repeat(2), torch.cat([half.means, -half.means]), half.factors.repeat(2, 1, 1), half.variances.repeat(2)
-    )
+    means = torch.cat([half.means, -half.means])
+    twin = exact.Mixture(half.weights.repeat(2), means, half.factors.repeat(2, 1, 1), half.variances.repeat(2))
     run = antinb.sample(
         generators.from_mixture(twin, SHAPE, LINEAR).with_(steps=10), noise.antithetic(40), seed=0, progress=False
     )
@@ -91,6 +91,7 @@ def test_a_mirrored_mixture_is_odd():
     ],
 )
 def test_bad_mixtures_are_refused(change, message):
-    parts = {"weights": torch.ones(2), "means": torch.zeros(2, 5), "factors": torch.ones(2, 5, 1), "variances": torch.ones(2)}
+    parts = {"weights": torch.ones(2), "means": torch.zeros(2, 5), "variances": torch.ones(2)}
+    parts["factors"] = torch.ones(2, 5, 1)
     with pytest.raises(ValueError, match=message):
         exact.Mixture(**(parts | change))

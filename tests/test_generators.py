@@ -14,7 +14,8 @@ def test_same_pixels_as_the_diffusers_pipeline(clip):
     unet, scheduler = tiny_unet(), DDIMScheduler(1000, clip_sample=clip)
     pipeline = DDIMPipeline(unet.double(), scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline(batch_size=3, num_inference_steps=7, generator=torch.Generator().manual_seed(4), output_type="np")
+    rng = torch.Generator().manual_seed(4)
+    expected = pipeline(batch_size=3, num_inference_steps=7, generator=rng, output_type="np")
     z = torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     images = generators.from_unet(unet, scheduler.config).with_(steps=7).generate(z)
     found = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
@@ -27,7 +28,8 @@ def test_same_pixels_as_the_shipped_pipeline():
     pipeline = DDIMPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(torch.float32)
-    expected = pipeline(batch_size=2, num_inference_steps=5, generator=torch.Generator().manual_seed(0), output_type="np")
+    rng = torch.Generator().manual_seed(0)
+    expected = pipeline(batch_size=2, num_inference_steps=5, generator=rng, output_type="np")
     z = torch.randn((2, 1, 28, 28), generator=torch.Generator().manual_seed(0))
     images = antinb.load("fashion-ddpm", steps=5).generate(z)
     found = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
@@ -59,7 +61,8 @@ def test_samplers_converge_to_one_another():
 def test_options_are_recorded_and_survive_a_change_of_scheduler():
     generator = generators.from_unet(tiny_unet(), LINEAR)
     clipped = generator.with_(clip=True, steps=9)
-    assert clipped.describe()["clip_sample"] and not generator.describe()["clip_sample"]
+    assert clipped.describe()["clip_sample"]
+    assert not generator.describe()["clip_sample"]
     assert clipped.describe()["evaluations"] == clipped.evaluations == 9
     there = generator.with_(scheduler="dpmsolver++")
     assert there.describe()["scheduler"] == "dpmsolver++"

@@ -26,9 +26,7 @@ def test_every_member_is_standard_normal(name):
         projected.append(values @ projection)
         squares.append(np.square(values.astype(np.float64)).sum(2))
     coordinates, projected, squares = map(np.concatenate, (coordinates, projected, squares))
-    p_values = [
-        stats.kstest(column, "norm").pvalue for member in range(members) for column in coordinates[:, member].T
-    ]
+    p_values = [stats.kstest(column, "norm").pvalue for member in range(members) for column in coordinates[:, member].T]
     p_values += [stats.kstest(projected[:, member], "norm").pvalue for member in range(members)]
     p_values += [stats.kstest(squares[:, member], stats.chi2(3072).cdf).pvalue for member in range(members)]
     assert min(p_values) * len(p_values) > 0.001

@@ -1,6 +1,6 @@
 """Train `fashion-classifier`, the small network whose features and classes measure the models.
 
-    python data/recipes/fashion_classifier.py --data fashion_mnist.npz --out data/models/fashion-classifier
+Run `python data/recipes/fashion_classifier.py --data fashion_mnist.npz --out data/models/fashion-classifier`.
 
 Three convolution blocks with batch normalisation, a 64-dimensional feature layer, ten classes.
 """
@@ -36,7 +36,9 @@ def load(folder: Path) -> nn.Sequential:
     """Return the trained network from its folder, in evaluation mode."""
     network = build()
     weights = load_file(folder / "model.safetensors")
-    network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in weights.items()})
+    network.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    )
     return network.eval()
 
 
@@ -70,7 +72,10 @@ def train(data: Path | None, out: Path) -> None:
             click.echo(f"step {step + 1}/{steps} loss {loss.item():.3f}")
     out.mkdir(parents=True, exist_ok=True)
     weights = network.state_dict()
-    save_file({name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, out / "model.safetensors")
+    save_file(
+        {name: value.half() if value.is_floating_point() else value for name, value in weights.items()},
+        out / "model.safetensors",
+    )
     correct = outputs(load(out), images.scaled(test_pixels)).argmax(1) == test_labels
     card = {"classes": CLASSES, "test_accuracy": float(correct.mean()), "test_images": len(correct)}
     (out / "quality.json").write_text(json.dumps(card, indent=1) + "\n")

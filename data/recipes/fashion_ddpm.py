@@ -1,6 +1,6 @@
 """Train `fashion-ddpm`: an unconditional noise-prediction UNet on Fashion-MNIST.
 
-    python data/recipes/fashion_ddpm.py --data fashion_mnist.npz --work build/fashion-ddpm
+Run `python data/recipes/fashion_ddpm.py --data fashion_mnist.npz --work build/fashion-ddpm`.
 
 Linear betas, T = 1000, min-SNR-5 weighted noise loss (arXiv 2303.09556), AdamW with a trapezoid
 learning rate, EMA. Stopped and started again, it goes on from its last checkpoint with the very
@@ -41,7 +41,9 @@ def build() -> UNet2DModel:
     )
 
 
-def noise_loss(network, scheduler, clean: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def noise_loss(
+    network, scheduler, clean: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the plain and the min-SNR-5 weighted mean squared error of the predicted noise."""
     steps = torch.randint(0, len(scheduler), (len(clean),), generator=generator)
     noise = torch.randn(clean.shape, generator=generator)

@@ -1,6 +1,6 @@
 """Fit `fashion-mixture` or `cifar10-mixture`: 16 Gaussians of rank 48 on real images.
 
-    python data/recipes/mixtures.py cifar10 --data FOLDER --out data/models/cifar10-mixture
+Run `python data/recipes/mixtures.py cifar10 --data FOLDER --out data/models/cifar10-mixture`.
 
 Mixtures of probabilistic principal component analysers (Tipping & Bishop, 1999) by expectation
 maximisation on shuffled images, started from k-means. Every component is `N(mu, W W' + v I)`.
@@ -65,10 +65,14 @@ def fit(name: str, data: Path | None, out: Path) -> None:
     tensors = {"weights": mixture.weights.float(), "variances": mixture.variances.float()}
     tensors |= {"means": mixture.means.half(), "factors": mixture.factors.half()}
     shape = [int(size) for size in pixels.shape[1:]]
-    save_file({key: value.contiguous() for key, value in tensors.items()}, out / "mixture.safetensors", {"shape": json.dumps(shape)})
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()},
+        out / "mixture.safetensors",
+        {"shape": json.dumps(shape)},
+    )
     DDIMScheduler(1000, clip_sample=False).save_pretrained(out / "scheduler")
-    quality = {"log_density_a_pixel": curve[-1][0], "held_out": curve[-1][1], "curve": curve}
-    (out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
+    likelihood = {"log_density_a_pixel": curve[-1][0], "held_out": curve[-1][1], "curve": curve}
+    (out / "fit.json").write_text(json.dumps(likelihood, indent=1) + "\n")
 
 
 if __name__ == "__main__":

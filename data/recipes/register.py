@@ -1,6 +1,6 @@
 """Write the sha256 of every shipped file into `data/registry.json`; the other entries are kept.
 
-    python data/recipes/register.py
+Run `python data/recipes/register.py`.
 """
 
 from __future__ import annotations

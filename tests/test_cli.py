@@ -1,0 +1,171 @@
+"""The command line and the committed notebooks."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from antinb import dataset, noise, notebooks, zoo
+from antinb.cli import main
+
+COMMITTED = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+PARAMETERS = """\
+from typing import Optional
+profile: str = "full"  # smoke or full
+pairs: Optional[int] = None  # number of pairs
+scale: float = 1.0  # any float
+low: float = -2.0  # of the claim
+out_dir: str = "out"  # results
+"""
+BODY = """\
+from antinb import report
+book = report.open(out_dir, "tiny", {"profile": profile, "pairs": pairs})
+book.claim("99.a", "a claim", -1.0, low, -0.5, "<0")
+import os; print(os.path.abspath("x"), 7 * scale)
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(body, name="tiny.ipynb"):
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), name)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_run_leaves_its_results_in_one_folder(workplace):
+    write(BODY)
+    (workplace / "out" / "tiny").mkdir(parents=True)
+    (workplace / "out" / "tiny" / "stale.png").touch()
+    done = run("run", "tiny.ipynb", "-p", "profile", "smoke", "-p", "pairs", "12", "-p", "scale", "2")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"holds\s+99\.a\s+-1\.0000 \[-2\.0000, -0\.5000\]\s+<0", done.output)
+    assert not (workplace / "out" / "tiny" / "stale.png").exists()
+    executed = nbformat.read("out/tiny/tiny.ipynb", 4)
+    assert "14.0" in executed.cells[-1].outputs[0].text
+    assert json.loads(Path("out/manifest.json").read_text())["claims"][0]["state"] == "holds"
+    assert "99.a@high" in Path("out/claims.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("low", "estimate", "profile", "code"),
+    [(-2, -1.0, "smoke", 0), (-2, 1.0, "smoke", 1), (-2, -0.5, "full", 1), (-2, -0.5, "smoke", 0)],
+)
+def test_the_exit_code_says_what_became_of_the_claims(workplace, low, estimate, profile, code):
+    """Holds: 0. Refuted: 1. Undecided: 1 at the full profile only."""
+    high = {-1.0: -0.5, 1.0: 1.5, -0.5: 0.5}[estimate]
+    write(BODY.replace("-1.0, low, -0.5", f"{estimate}, {estimate - 0.5}, {high}"))
+    assert run("run", "tiny.ipynb", "-p", "profile", profile).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("-p", "pair", "3"), "no parameter 'pair'; did you mean 'pairs'?"),
+        (("-p", "zzz", "3"), "it has profile, pairs"),
+        (("-p", "pairs", "many"), "'pairs' must be Optional[int]; got 'many'"),
+        (("-p", "pairs", "2.5"), "got '2.5'"),
+        (("-p", "scale", "wide"), "'scale' must be float; got 'wide'"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_runs(workplace, given, message):
+    write(BODY)
+    done = run("run", "tiny.ipynb", *given)
+    assert done.exit_code == 1
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (workplace / "out").exists()
+
+
+def test_a_failing_cell_is_shown(workplace):
+    write("x = 1\nraise ValueError(f'x is {x}')")
+    done = run("run", "tiny.ipynb", "-p", "profile", "smoke")
+    assert done.exit_code == 1
+    assert "raise ValueError" in done.output
+    assert "ValueError: x is 1" in done.output
+
+
+def test_in_place_commits_outputs_without_traces(workplace):
+    write(BODY)
+    assert run("run", "--in-place", "tiny.ipynb", "-p", "pairs", "3").exit_code == 2
+    done = run("run", "--in-place", "tiny.ipynb")
+    assert done.exit_code == 0, done.output
+    notebook = nbformat.read("tiny.ipynb", 4)
+    assert [cell.metadata for cell in notebook.cells] == [{"tags": ["parameters"]}, {}]
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "antinb"}
+    assert notebook.metadata["antinb"]["sources_sha256"] == notebooks.sources_hash(notebook)
+    assert notebook.cells[1].outputs[0].text == "... 7.0\n"
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2]
+
+
+def test_no_notebook(workplace):
+    assert "no notebook is at 'none.ipynb'" in run("run", "none.ipynb").output
+
+
+def test_sample_writes_a_run(workplace):
+    done = run("sample", "fashion-mixture", "--units", 3, "--seed", 5, "--steps", 2, "--store", "run.zarr")
+    assert done.exit_code == 0, done.output
+    data = dataset.open("run.zarr")
+    generator = zoo.load("fashion-mixture", steps=2)
+    import torch
+
+    z = noise.antithetic(3).draw(generator.shape, seed=5)
+    np.testing.assert_allclose(data["image"][2], generator.generate(torch.from_numpy(z[2])), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fashion-mixtur",), "did you mean 'fashion-mixture'?"),
+        (("fashion-mixture", "--k", "3"), "--k belongs to the simplex design"),
+        (("fashion-mixture", "--design", "simplex"), "--k belongs to the simplex design"),
+    ],
+)
+def test_sample_refuses_in_one_line(workplace, arguments, message):
+    done = run("sample", *arguments, "--units", 3, "--seed", 5, "--store", "run.zarr")
+    assert done.exit_code != 0
+    assert message in done.output
+    assert not (workplace / "run.zarr").exists()
+
+
+def test_models_are_listed():
+    lines = run("models").output.splitlines()
+    assert [line.split()[0] for line in lines] == list(zoo.registry())
+    assert all("MIT" in line and " MB " in line for line in lines)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_outputs_are_those_of_the_sources(path):
+    notebook = nbformat.read(path, 4)
+    assert notebook.metadata["antinb"]["sources_sha256"] == notebooks.sources_hash(notebook)
+    assert path.stat().st_size < 500_000
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_notebooks_keep_the_anatomy(path):
+    cells = nbformat.read(path, 4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert cells[0].source.startswith(f"# {path.stem[:2]} ")
+    assert cells[0].source.splitlines()[0].endswith("?")
+    assert code[0].metadata["tags"] == ["parameters"]
+    declared = [line for line in code[0].source.splitlines() if line and not line.startswith("from typing")]
+    assert all(re.fullmatch(r"\w+: [\w\[\]]+ = \S.*  # .+", line) for line in declared)
+    assert all(len(cell.source.splitlines()) <= 15 for cell in code)
+    assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in code)
+    assert any(cell.source.startswith("## Exercise") or "\n## Exercise" in cell.source for cell in cells)
+    assert "book.claims()" in code[-2].source
