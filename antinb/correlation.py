@@ -65,6 +65,22 @@ def rr(data: xr.Dataset, *, centred: bool = False) -> np.ndarray:
     return np.concatenate(values)
 
 
+def histogram(data: xr.Dataset, *, centred: bool = False, bins: int = 60) -> pd.DataFrame:
+    """Return the density of the single correlations, a row a bin of [-1, 1]: `pairs, left, right, density`.
+
+    Each of PN and RR integrates to one; undefined correlations are left out.
+    """
+    edges = np.linspace(-1, 1, bins + 1)
+    values = {"RR": rr(data, centred=centred)}
+    if data.sizes["member"] > 1:
+        values = {"PN": pn(data, centred=centred).values} | values
+    return pd.concat(
+        pd.DataFrame({"pairs": kind, "left": edges[:-1], "right": edges[1:], "density": density})
+        for kind, single in values.items()
+        for density in [np.histogram(single[np.isfinite(single)], edges, density=True)[0]]
+    )
+
+
 def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     """Return PN and RR correlations and their difference, standard and centred, one row each.
 

@@ -43,24 +43,17 @@ def image_grid(images: xr.DataArray, *, rows: list[str], ax: Axes | None = None)
     return ax
 
 
-def distributions(values: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the histograms of correlations, columns `correlation` and `pairs` (PN, RR), as densities."""
+def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the densities of `correlation.histogram`, columns `pairs` (PN, RR), `left`, `right`, `density`."""
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
-    sns.histplot(
-        values,
-        x="correlation",
-        hue="pairs",
-        palette=PALETTE,
-        stat="density",
-        common_norm=False,
-        bins=np.linspace(-1, 1, 61),
-        element="step",
-        alpha=0.35,
-        ax=ax,
-    )
+    for kind, part in table.groupby("pairs"):
+        edges = [*part["left"], part["right"].iloc[-1]]
+        ax.stairs(part["density"], edges, color=PALETTE[kind], fill=True, alpha=0.35)
+        ax.stairs(part["density"], edges, color=PALETTE[kind], label=kind)
     ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
-    ax.set_xlim(-1, 1)
+    ax.set(xlim=(-1, 1), xlabel="correlation", ylabel="density")
+    ax.legend(frameon=False)
     sns.despine(ax=ax)
     return ax
 

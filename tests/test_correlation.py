@@ -158,3 +158,13 @@ def test_pixel_map_is_pearson_over_pairs_and_skips_what_cannot_be_seen():
 def test_bad_input_is_refused_with_the_value(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_histogram_is_the_density_of_the_single_correlations():
+    run = correlated_pairs(30, -0.5, seed=4)
+    table = correlation.histogram(run, bins=10).set_index("pairs")
+    for kind, values in {"PN": correlation.pn(run).values, "RR": correlation.rr(run)}.items():
+        part = table.loc[kind]
+        assert (part["density"] * 0.2).sum() == pytest.approx(1)
+        share = part["density"].iloc[3] * 0.2
+        assert share == pytest.approx(np.mean((values >= -0.4) & (values < -0.2)))
