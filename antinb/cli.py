@@ -30,6 +30,11 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 
     if in_place and given:
         raise click.UsageError(f"--in-place commits the default parameters; got -p {given[0][0]}")
+    if len({path.stem for path in paths}) < len(paths):
+        raise click.UsageError(f"results are filed by name: got {[str(path) for path in paths]}")
+    for path in paths:
+        if (out / path.stem).resolve() in path.resolve().parents:
+            raise click.UsageError(f"{str(path)!r} lies in {str(out / path.stem)!r}, which a run clears: choose --out")
     try:
         plans = [(path, notebooks.parameters(path, dict(given))) for path in paths]
     except ValueError as error:
@@ -51,7 +56,7 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
         strict |= values.get("profile", "full") == "full"
     claims = report.merge(folders, out)
     for claim in claims:
-        known = claim["estimate"] is not None
+        known = None not in (claim["estimate"], claim["low"], claim["high"])
         numbers = "{estimate:.4f} [{low:.4f}, {high:.4f}]".format(**claim) if known else "no estimate"
         click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}")
     bad = {"refuted", "undecided"} if strict else {"refuted"}

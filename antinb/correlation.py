@@ -1,14 +1,16 @@
 """How images made from coupled noise correlate: within a unit (PN) and between units (RR).
 
 One correlation is Pearson's over all `C H W` values of two images. PN pairs are members of one
-unit, `z` and `-z`; RR pairs are members of two distinct units, hence independent. A constant image
-has no correlation: it is NaN and counted, never filled.
+unit, `z` and `-z`; RR pairs are members of two distinct units, hence independent. An image that is
+constant, or constant after centring, has no correlation: it is NaN and counted, never filled.
 
 Centred correlations first subtract a mean image, which removes what all images share. That mean is
 cross-fitted: the units fall into four folds, the two images of a pair are centred by the means of
 two different folds, and neither of these holds the pair. A mean that shared images with the pair,
-or one mean for both images, would bias the result by about 1 / units. With conditions, folds, means
-and RR pairs stay within one condition.
+or one mean for both images, would bias the result by about 1 / units. Single correlations are still
+drawn towards 0 by a factor of about `1 - 2 (1 + rho) / units`, since the mean's error enters their
+variances; the pooled ratio takes its variances across the two means and is not. With conditions,
+folds, means and RR pairs stay within one condition, and `units` is the number in each.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 def pn(data: xr.Dataset, *, centred: bool = False) -> xr.DataArray:
     """Return the correlation of each unit, `corr(x_i0, x_i1)`, `(unit)` in [-1, 1].
 
-    Of more than two members it is the mean over their pairs. NaN where a member is constant.
+    Of more than two members it is the mean over their pairs. NaN where one of them is undefined.
 
     Raises:
         ValueError: if the run has one member a unit, or too few units to centre.
@@ -86,21 +88,26 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
 
     Columns: `pairs`, `centred`, `estimate` (the mean over pairs) with `low, high, level, method`;
     `sd` and quantiles `q05` to `q95` of the single correlations; `pooled`, the ratio
-    `sum cov / sqrt(sum var sum var)`, with `pooled_low, pooled_high`; `undefined`, pairs left out
-    because an image is constant; `units`; `evaluations`, network calls in all. The rows `PN-RR`
-    have no single values.
+    `sum cov / sqrt(sum var sum var)`, with `pooled_low, pooled_high`; `undefined`, units (PN) or
+    pairs (RR) left out because an image is constant; `units`; `evaluations`, network calls in all.
+    The rows `PN-RR` have no single values.
 
     PN intervals are t intervals over units. RR means are U-statistics over pairs of distinct
-    units; their intervals, and those of the pooled ratios, come from a jackknife over at most 50
-    blocks of units in which centring is done anew.
+    units; their intervals, those of the pooled ratios, and all of them where there are several
+    conditions, come from a jackknife over at most 50 blocks, each spread over all conditions, in
+    which centring is done anew. Where independent images are uncorrelated the U-statistic is
+    degenerate and its interval too wide: a nominal 95% covers 99% and more.
 
     Raises:
-        ValueError: if there are fewer than 8 units a condition.
+        ValueError: if there are fewer than 8 units a condition, or the level is not in (0, 1).
 
     Source: Jia et al., arXiv 2506.06185, section 3; the cross-fitting and the intervals are antinb's.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1; got {level!r}")
     images, strata = _arrays(data)
     units, members = images.shape[:2]
+    conditions = len(np.unique(strata[:, 0]))
     cost = units * members * dataset.config(data).get("evaluations", 1)
     kinds = ["PN", "RR", "PN-RR"] if members > 1 else ["RR"]
     rows = []
@@ -112,9 +119,11 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
             if kind != "PN-RR":
                 singles = pn(data, centred=centred).values if kind == "PN" else rr(data, centred=centred)
                 defined = singles[np.isfinite(singles)]
-                spread = {"sd": defined.std(ddof=1)} | {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
                 spread["undefined"] = singles.size - defined.size
-            if kind == "PN":
+                if defined.size > 1:
+                    quantiles = {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
+                    spread |= {"sd": defined.std(ddof=1), **quantiles}
+            if kind == "PN" and conditions == 1 and defined.size > 1:
                 mean, method = (defined.mean(), *DescrStatsW(defined).tconfint_mean(1 - level)), "t over units"
             row = {"pairs": kind, "centred": centred, "estimate": mean[0], "low": mean[1], "high": mean[2]}
             row |= {"level": level, "method": method, "units": units, "evaluations": cost, **spread}
@@ -203,7 +212,7 @@ def _means(images: np.ndarray, strata: np.ndarray, centred: bool) -> dict[str, f
             totals["RR"] += unit_left.sum(0) @ unit_right.sum(0) - within.sum()
             count = present.sum(1)
             pairs = {"PN": (count * (count - 1)).sum(), "RR": count.sum() ** 2 - (count**2).sum()}
-            power = np.sqrt(np.square(left).sum() * np.square(right).sum()) / count.sum()
+            power = own.sum() / max(count.sum(), 1) if name == "pooled" else 1.0
             for kind in norms:
                 norms[kind] += pairs[kind] * power
         result |= {f"{kind} {name}": totals[kind] / norms[kind] if norms[kind] else np.nan for kind in totals}
@@ -218,8 +227,11 @@ def _jackknife(
     level: float,
 ) -> dict[str, tuple[float, float, float]]:
     """Return `(estimate, low, high)` by leaving out one block of units after the other."""
-    blocks = np.arange(len(images)) % min(BLOCKS, len(images))
-    count = blocks.max() + 1
+    conditions, sizes = np.unique(strata[:, 0], return_counts=True)
+    count = min(BLOCKS, sizes.min())
+    blocks = np.empty(len(images), int)
+    for condition, size in zip(conditions, sizes, strict=True):
+        blocks[strata[:, 0] == condition] = np.arange(size) % count
     whole = estimator(images, strata)
     left_out = pd.DataFrame([estimator(images[blocks != block], strata[blocks != block]) for block in range(count)])
     half = stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt((count - 1) * left_out.var(ddof=0))

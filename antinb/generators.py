@@ -7,7 +7,6 @@ black, 1 is white, and nothing is clipped at the end. `describe()` says what it 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -18,7 +17,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from antinb.exact import Mixture
 from antinb.noise import check_shape
 
-SCHEDULERS = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+SCHEDULERS = ("ddim", "dpmsolver++")
 
 NoisePrediction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -41,12 +40,15 @@ def _check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"the generator takes noise (B, {', '.join(map(str, shape))}); got {tuple(noise.shape)}")
 
 
-def make_scheduler(config: Mapping[str, object], name: str = "ddim", *, clip: bool | None = None) -> DDIMScheduler:
+def make_scheduler(
+    config: Mapping[str, object], name: str = "ddim", *, clip: bool | None = None
+) -> DDIMScheduler | DPMSolverMultistepScheduler:
     """Return the diffusers scheduler `name` with the noise levels of `config`.
 
     Args:
         config: configuration of any scheduler of the same model.
-        name: `"ddim"` (deterministic, eta = 0) or `"dpmsolver++"` (second-order multistep).
+        name: `"ddim"` (deterministic, eta = 0, time steps as in `config`) or `"dpmsolver++"`
+            (second-order multistep, time steps spaced evenly).
         clip: whether DDIM clips each predicted clean image to [-1, 1]; None keeps what `config` says.
 
     Raises:
@@ -54,14 +56,16 @@ def make_scheduler(config: Mapping[str, object], name: str = "ddim", *, clip: bo
             `"dpmsolver++"`, which has none.
     """
     if name not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {sorted(SCHEDULERS)}; got {name!r}")
+        raise ValueError(f"scheduler must be one of {SCHEDULERS}; got {name!r}")
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(f"the model must predict noise ('epsilon'); got {config['prediction_type']!r}")
-    if name == "dpmsolver++":
-        if clip:
-            raise ValueError("'dpmsolver++' does not clip the predicted image; got clip=True")
-        return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", final_sigmas_type="zero")
-    return DDIMScheduler.from_config(config, **({} if clip is None else {"clip_sample": clip}))
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    if name == "ddim":
+        return DDIMScheduler.from_config(settings if clip is None else settings | {"clip_sample": clip})
+    if clip:
+        raise ValueError("'dpmsolver++' does not clip the predicted image; got clip=True")
+    own = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"}
+    return DPMSolverMultistepScheduler.from_config(settings | own | {"clip_sample": False})
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,23 +78,27 @@ class Diffusion:
 
     Attributes:
         network: `(x (B, C, H, W), t (), condition) -> noise (B, C, H, W)`.
-        scheduler: a diffusers scheduler; it is copied for each run, never changed.
+        config: the noise levels, a configuration of any diffusers scheduler.
         shape: `(C, H, W)`.
         like: a tensor whose device and floating-point type are followed.
         steps: number of steps.
+        scheduler: `"ddim"` or `"dpmsolver++"`.
+        clip: as for `make_scheduler`.
         identity: name and sha256 of the weights, for the record.
     """
 
     network: NoisePrediction
-    scheduler: DDIMScheduler | DPMSolverMultistepScheduler
+    config: Mapping[str, object]
     shape: tuple[int, ...]
     like: torch.Tensor
     steps: int = 50
+    scheduler: str = "ddim"
+    clip: bool | None = None
     identity: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse an impossible number of steps."""
-        levels = len(self.scheduler.alphas_cumprod)
+        """Refuse an impossible scheduler or number of steps."""
+        levels = len(self._scheduler().alphas_cumprod)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= levels:
             raise ValueError(f"steps must be an integer from 1 to {levels}; got {self.steps!r}")
 
@@ -101,10 +109,8 @@ class Diffusion:
 
     def with_(self, *, steps: int | None = None, scheduler: str | None = None, clip: bool | None = None) -> Diffusion:
         """Return the same network with other steps, another scheduler, or other clipping; None keeps what is."""
-        changed = self.scheduler
-        if scheduler is not None or clip is not None:
-            changed = make_scheduler(self.scheduler.config, scheduler or self._name(), clip=clip)
-        return replace(self, steps=self.steps if steps is None else steps, scheduler=changed)
+        given = {"steps": steps, "scheduler": scheduler, "clip": clip}
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
 
     def predict_noise(
         self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None = None
@@ -123,7 +129,7 @@ class Diffusion:
         Raises:
             ValueError: if the noise or the network's output has another shape.
         """
-        scheduler = copy.deepcopy(self.scheduler)
+        scheduler = self._scheduler()
         scheduler.set_timesteps(self.steps)
         x = noise.to(self.like) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
@@ -132,19 +138,21 @@ class Diffusion:
         return x
 
     def describe(self) -> dict[str, object]:
-        """Return model, weights, scheduler, steps, network calls and clipping, for the record."""
+        """Return model, weights, scheduler and its settings, steps, network calls and clipping, for the record."""
+        settings = self._scheduler().config
         return {
             **self.identity,
-            "scheduler": self._name(),
+            "scheduler": self.scheduler,
             "steps": self.steps,
             "evaluations": self.evaluations,
-            "clip_sample": bool(self.scheduler.config.get("clip_sample", False)) and self._name() == "ddim",
+            "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
+            "clip_sample": settings["clip_sample"],
             "clip_image": False,
             "dtype": str(self.like.dtype).removeprefix("torch."),
         }
 
-    def _name(self) -> str:
-        return next(name for name, kind in SCHEDULERS.items() if isinstance(self.scheduler, kind))
+    def _scheduler(self) -> DDIMScheduler | DPMSolverMultistepScheduler:
+        return make_scheduler(self.config, self.scheduler, clip=self.clip)
 
 
 def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: object) -> Diffusion:
@@ -166,33 +174,32 @@ def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: objec
         return unet(x, t, class_labels=condition if condition is None else condition.to(x.device)).sample
 
     shape = (settings.in_channels, size, size) if isinstance(size, int) else (settings.in_channels, *size)
-    return Diffusion(network, make_scheduler(config), shape, next(unet.parameters()), identity=identity)
+    return Diffusion(network, config, shape, next(unet.parameters()), identity=identity)
 
 
 def from_mixture(
     mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, object], **identity: object
 ) -> Diffusion:
-    """Return the generator of an exact mixture whose `(d,)` is laid out as `shape`; it never clips.
+    """Return the generator of an exact mixture whose `(d,)` is laid out as `shape`; it does not clip.
 
     Raises:
         ValueError: if the shape does not hold the mixture's dimension.
     """
     if torch.Size(check_shape(shape)).numel() != len(mixture.mean):
         raise ValueError(f"the mixture has dimension {len(mixture.mean)}; got shape {tuple(shape)}")
-    scheduler = make_scheduler(config, clip=False)
-    levels = scheduler.alphas_cumprod.to(mixture.means)
+    levels = make_scheduler(config).alphas_cumprod.to(mixture.means)
 
     def network(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         if condition is not None:
             raise ValueError(f"the model takes no condition; got {condition!r}")
         return mixture.predict_noise(x.flatten(1), levels[t]).unflatten(1, x.shape[1:])
 
-    return Diffusion(network, scheduler, tuple(shape), mixture.means, identity=identity)
+    return Diffusion(network, config, tuple(shape), mixture.means, clip=False, identity=identity)
 
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """Any callable from noise `(B, *shape)` to images `(B, C, H, W)`; one network call an image.
+    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`; one network call an image.
 
     Raises:
         ValueError: if the shape is not of positive integers, or the function returns no such images.
@@ -200,6 +207,7 @@ class Function:
 
     function: Callable[[torch.Tensor], torch.Tensor]
     shape: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
     evaluations: int = 1
 
     def __post_init__(self) -> None:
@@ -210,7 +218,8 @@ class Function:
     def generate(self, noise: torch.Tensor, *, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return `function(noise)`, or `function(noise, condition)` where a condition is given."""
         _check_noise(noise, tuple(self.shape))
-        images = self.function(noise) if condition is None else self.function(noise, condition)
+        arguments = [noise] if condition is None else [noise, condition]
+        images = self.function(*(argument.to(self.device) for argument in arguments))
         if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
             raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")

@@ -24,7 +24,8 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _at_least(least: int, what: str, value: int) -> int:
+def at_least(least: int, what: str, value: int) -> int:
+    """Return `value` as an int if it is an integer of at least `least`; otherwise a ValueError says what must be."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"{what} must be an integer of at least {least}; got {value!r}")
     return int(value)
@@ -52,7 +53,7 @@ class Design:
 
     def __post_init__(self) -> None:
         """Refuse a design without units."""
-        _at_least(1, f"the units of {self.name!r}", self.units)
+        object.__setattr__(self, "units", at_least(1, f"the units of {self.name!r}", self.units))
 
     def draw(
         self, shape: Sequence[int], *, seed: int, units: Sequence[int] | None = None, stream: int = 0
@@ -78,8 +79,8 @@ class Design:
             ((1, 2, 1, 2, 2), True)
         """
         sizes = check_shape(shape)
-        _at_least(0, "seed", seed)
-        _at_least(0, "stream", stream)
+        at_least(0, "seed", seed)
+        at_least(0, "stream", stream)
         numbers = range(self.units) if units is None else units
         wrong = [number for number in numbers if not 0 <= number < self.units]
         if wrong:
@@ -130,7 +131,7 @@ def simplex(units: int, k: int) -> Design:
 
     Source: Jia et al., arXiv 2506.06185, K-antithetic noise.
     """
-    _at_least(2, "k, the members of a simplex unit,", k)
+    k = at_least(2, "k, the members of a simplex unit,", k)
 
     def group(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         w = rng.standard_normal((k, *shape))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
 
@@ -68,6 +69,8 @@ def execute(path: Path, output: Path, values: Mapping[str, object]) -> Path:
     chosen = {name: value for name, value in values.items() if name in known}
     try:
         papermill.execute_notebook(str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0)
+    except DeadKernelError as error:
+        raise CellError(f"{path.name}: {error}") from None
     except PapermillExecutionError as error:
         place = f"{path.name}, cell {error.exec_count}"
         raise CellError(f"{place}:\n{error.source}\n{error.ename}: {error.evalue}") from None

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from antinb import dataset
 from antinb.generators import Generator
-from antinb.noise import Design
+from antinb.noise import Design, at_least
 
 
 def sample(
@@ -54,8 +54,7 @@ def sample(
         >>> dict(run.sizes)
         {'unit': 3, 'member': 2, 'channel': 1, 'y': 28, 'x': 28}
     """
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"batch must be an integer of at least 1; got {batch!r}")
+    batch, seed = at_least(1, "batch", batch), at_least(0, "seed", seed)
     if store is not None and Path(store).exists():
         raise FileExistsError(f"{str(store)!r} exists: open it with antinb.dataset.open or name another store")
     conditions = _conditions(condition, design.units)
@@ -64,7 +63,7 @@ def sample(
         **generator.describe(),
         "design": design.describe(),
         "seed": seed,
-        "condition": condition if conditions is None or np.ndim(condition) == 0 else "by unit",
+        "condition": "by unit" if np.ndim(condition) else condition if condition is None else int(condition),
         "batch": batch,
         "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in ("antinb", "torch", "diffusers", "numpy")},

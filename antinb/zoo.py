@@ -73,7 +73,10 @@ def load(
         if shape is None or any(value is not None for value in given.values()):
             rule = "a callable needs shape= and takes no steps, scheduler or clip"
             raise ValueError(f"{rule}; got shape={shape!r}, {given}")
-        return generators.Function(source, tuple(shape))
+        place = torch.device(device)
+        return generators.Function(
+            source.to(place).eval() if isinstance(source, torch.nn.Module) else source, tuple(shape), place
+        )
     if shape is not None:
         raise ValueError(f"shape= belongs to a callable; {str(source)!r} has its own; got {shape!r}")
     shipped = registry()
@@ -103,18 +106,19 @@ def _sha256(path: Path) -> str:
 
 
 def _folder(folder: Path, device: torch.device) -> generators.Diffusion:
-    if not (folder / "scheduler" / "scheduler_config.json").exists():
-        raise ValueError(f"{folder.name!r} is no diffusers folder: it lacks scheduler/scheduler_config.json")
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config = _config(folder, "scheduler/scheduler_config.json")
     if (folder / "mixture.safetensors").exists():
         path, tensors, metadata = _tensors(folder, "mixture.safetensors", device)
+        missing = {"weights", "means", "factors", "variances"} - set(tensors) or {"shape"} - set(metadata)
+        if missing:
+            raise ValueError(f"{folder.name}/mixture.safetensors lacks {min(missing)!r}")
         parts = (tensors[key].float() for key in ("weights", "means", "factors", "variances"))
         identity = {"model": folder.name, "weights_sha256": _sha256(path)}
         return generators.from_mixture(Mixture(*parts), tuple(json.loads(metadata["shape"])), config, **identity)
     path, tensors, _ = _tensors(folder / "unet", "diffusion_pytorch_model.safetensors", device)
-    settings = UNet2DModel.load_config(folder / "unet", local_files_only=True)
-    if settings["_class_name"] != "UNet2DModel":
-        raise ValueError(f"{folder.name}/unet must be a UNet2DModel; got {settings['_class_name']!r}")
+    settings = _config(folder, "unet/config.json")
+    if settings.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{folder.name}/unet must be a UNet2DModel; got {settings.get('_class_name')!r}")
     unet = UNet2DModel.from_config(settings)
     wanted, found = ({(name, value.shape) for name, value in state.items()} for state in (unet.state_dict(), tensors))
     if wanted != found:
@@ -124,6 +128,15 @@ def _folder(folder: Path, device: torch.device) -> generators.Diffusion:
     return generators.from_unet(unet.to(device).float(), config, model=folder.name, weights_sha256=_sha256(path))
 
 
+def _config(folder: Path, name: str) -> dict[str, object]:
+    try:
+        return json.loads((folder / name).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder.name!r} is no diffusers folder: it lacks {name}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder.name}/{name} is not JSON: {error}") from None
+
+
 def _tensors(folder: Path, name: str, device: torch.device) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:
     """Return the path, tensors and metadata of a safetensors file, refusing whatever is not one."""
     path = folder / name
@@ -131,13 +144,12 @@ def _tensors(folder: Path, name: str, device: torch.device) -> tuple[Path, dict[
     if not path.exists():
         found = f"it holds the pickle {pickles[0]}, which is never loaded" if pickles else "it is missing"
         raise ValueError(f"{folder.name} needs {name}: {found}")
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in DISGUISES:
-        raise ValueError(f"{folder.name}/{name} is a pickle in disguise; only safetensors is loaded")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         return path, load_file(path, str(device)), metadata
     except SafetensorError as error:
+        with path.open("rb") as file:
+            if file.read(2) in DISGUISES:
+                raise ValueError(f"{folder.name}/{name} is a pickle; only safetensors is loaded") from None
         raise ValueError(f"{folder.name}/{name} is truncated or not safetensors: {error}") from None

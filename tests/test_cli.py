@@ -110,6 +110,23 @@ def test_in_place_commits_outputs_without_traces(workplace):
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
 
 
+def test_a_run_never_clears_its_own_input(workplace):
+    (workplace / "out" / "tiny").mkdir(parents=True)
+    write(BODY, "out/tiny/tiny.ipynb")
+    write(BODY)
+    done = run("run", "out/tiny/tiny.ipynb")
+    assert done.exit_code == 2
+    assert "which a run clears" in done.output
+    assert (workplace / "out" / "tiny" / "tiny.ipynb").exists()
+    assert "filed by name" in run("run", "tiny.ipynb", "out/tiny/tiny.ipynb").output
+
+
+def test_a_notebook_without_a_report_runs(workplace):
+    write("x = 1")
+    assert run("run", "tiny.ipynb").exit_code == 0
+    assert json.loads(Path("out/manifest.json").read_text()) == {"figures": [], "claims": []}
+
+
 def test_no_notebook(workplace):
     assert "no notebook is at 'none.ipynb'" in run("run", "none.ipynb").output
 

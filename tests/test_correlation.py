@@ -89,12 +89,49 @@ def test_centring_is_unbiased_where_a_common_mean_is_not():
 
 
 def test_intervals_cover_the_truth():
-    tables = [rows(correlated_pairs(40, -0.6, seed, (1, 4, 4))) for seed in range(200)]
-    truth = {("PN", False): -0.6, ("RR", False): 0, ("RR", True): 0, ("PN-RR", False): -0.6}
-    for key, value in truth.items():
-        table = pd.DataFrame([table.loc[key] for table in tables])
-        covered = int(((table["pooled_low"] <= value) & (value <= table["pooled_high"])).sum())
-        assert stats.binomtest(covered, 200, 0.95, alternative="less").pvalue > 0.01, (key, covered)
+    """95% of the PN intervals cover, no less and no more; RR is degenerate, its jackknife covers more."""
+    runs = [correlated_pairs(40, -0.6, seed, (1, 4, 4)) for seed in range(200)]
+    tables = [rows(run) for run in runs]
+    truth = {"PN": -0.6, "RR": 0, "PN-RR": -0.6}
+    for kind, centred in itertools.product(truth, (False, True)):
+        table = pd.DataFrame([table.loc[(kind, centred)] for table in tables])
+        mean = table["estimate"].mean()
+        for low, high, value in (("pooled_low", "pooled_high", truth[kind]), ("low", "high", mean)):
+            covered = int(((table[low] <= value) & (value <= table[high])).sum())
+            alternative = "less" if kind == "RR" else "two-sided"
+            assert stats.binomtest(covered, 200, 0.95, alternative=alternative).pvalue > 0.01, (kind, low, covered)
+
+
+def test_classes_that_differ_do_not_widen_the_intervals():
+    """Between-class variance is no error: the intervals are those of the classes taken alone."""
+    strengths, size = (-0.9, 0.0, 0.9), 40
+    parts = [correlated_pairs(size, rho, seed)["image"].values for seed, rho in enumerate(strengths)]
+    table = rows(run_of(np.concatenate(parts), condition=np.repeat([0, 1, 2], size)))
+    single = [rows(run_of(part)).loc[("PN", False)] for part in parts]
+    assert table.loc[("PN", False), "estimate"] == pytest.approx(np.mean([row["estimate"] for row in single]))
+    errors = [(row["high"] - row["low"]) / 2 for row in single]
+    half = (table.loc[("PN", False), "high"] - table.loc[("PN", False), "low"]) / 2
+    assert half == pytest.approx(np.sqrt(np.square(errors).sum()) / 3, rel=0.4)
+    shuffled = np.random.default_rng(0).permutation(3 * size)
+    mixed = rows(run_of(np.concatenate(parts)[shuffled], condition=np.repeat([0, 1, 2], size)[shuffled]))
+    assert mixed.loc[("PN", False), "estimate"] == pytest.approx(table.loc[("PN", False), "estimate"])
+
+
+def test_few_units_of_many_classes():
+    """Eight units a class: no fold is ever emptied, and the pooled ratio is not drawn towards 0."""
+    rng = np.random.default_rng(5)
+    classes = rng.permutation(np.repeat(np.arange(13), 8))
+    table = rows(run_of(correlated_pairs(104, 0.6, seed=6, size=(1, 8, 8))["image"].values, condition=classes))
+    assert np.isfinite(table[["estimate", "low", "high", "pooled_low", "pooled_high"]].to_numpy()).all()
+    row = table.loc[("PN", True)]
+    assert row["pooled_low"] < 0.6 < row["pooled_high"]
+    assert row["pooled_high"] - row["pooled_low"] < 0.1
+
+
+def test_images_that_are_all_constant_have_no_correlation():
+    table = rows(run_of(np.ones((10, 2, 1, 4, 4))))
+    assert table["estimate"].isna().all()
+    assert table.loc[("PN", False), "undefined"] == 10
 
 
 def test_perfect_pairs():
@@ -152,6 +189,7 @@ def test_pixel_map_is_pearson_over_pairs_and_skips_what_cannot_be_seen():
     [
         (lambda: correlation.pn(run_of(np.zeros((20, 1, 1, 4, 4)))), "got 1"),
         (lambda: correlation.summary(run_of(np.zeros((7, 2, 1, 4, 4)))), "got 7"),
+        (lambda: correlation.summary(run_of(np.ones((9, 2, 1, 4, 4))), level=95), "got 95"),
         (lambda: correlation.pixel_map(run_of(np.zeros((20, 3, 1, 4, 4)))), "got 3"),
     ],
 )

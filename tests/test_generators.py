@@ -76,6 +76,11 @@ def test_a_run_leaves_the_generator_as_it_was(mixture_generator):
     assert torch.equal(mixture_generator.generate(z), first)
 
 
+def test_noise_levels_are_part_of_the_record():
+    one, two = (generators.from_unet(tiny_unet(), {**LINEAR, "beta_end": end}) for end in (0.02, 0.01))
+    assert one.describe() != two.describe()
+
+
 def test_conditions_reach_the_network():
     generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=2)
     z = torch.zeros(2, *SHAPE)

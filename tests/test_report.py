@@ -147,6 +147,7 @@ def test_union_and_macros(book, figure, tmp_path):
     [
         (lambda book, fig: book.claim("a", "", 0, 1, 2), r"0 in \[1, 2\]"),
         (lambda book, fig: book.claim("a", "", 0, -1, 2, "covers 0"), "covers 0"),
+        (lambda book, fig: book.claim("a", "", 0, -1, 2, "within -0.5"), "within -0.5"),
         (lambda book, fig: book.save_figure(fig, "figure 1", "A line.", pd.DataFrame()), "figure 1"),
         (lambda book, fig: book.save_figure(fig, "fig-01-1", " ", pd.DataFrame()), "caption"),
         (lambda book, fig: report.size(None, "tiny", smoke=1, full=2), "tiny"),

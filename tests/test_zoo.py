@@ -84,9 +84,9 @@ def test_a_pickle_in_disguise_is_refused(folder):
             return (pytest.fail, ("unpickled",))
 
     (folder / WEIGHTS).write_bytes(pickle.dumps(Bomb()))
-    assert "pickle in disguise" in refusal(folder)
+    assert "is a pickle" in refusal(folder)
     torch.save({}, folder / WEIGHTS)
-    assert "pickle in disguise" in refusal(folder)
+    assert "is a pickle" in refusal(folder)
 
 
 def test_a_truncated_file_is_refused(folder):
@@ -114,6 +114,23 @@ def test_a_changed_shipped_file_is_refused(tmp_path, monkeypatch):
     assert "is not the registered file: sha256" in refusal("fashion-mixture")
     changed.unlink()
     assert "no file" in refusal("fashion-mixture")
+
+
+def test_broken_configurations_name_the_file(folder):
+    (folder / "unet" / "config.json").write_text("{")
+    assert "unet/config.json is not JSON" in refusal(folder)
+    (folder / "unet" / "config.json").write_text("{}")
+    assert "got None" in refusal(folder)
+    (folder / "unet" / "config.json").unlink()
+    assert "lacks unet/config.json" in refusal(folder)
+    save_file({"means": torch.zeros(2, 3)}, folder / "mixture.safetensors")
+    assert "lacks 'factors'" in refusal(folder)
+
+
+def test_a_module_is_put_in_evaluation_mode():
+    module = torch.nn.Sequential(torch.nn.Dropout(0.5)).train()
+    ones = torch.ones(2, *SHAPE)
+    assert torch.equal(antinb.load(module, shape=SHAPE).generate(ones), ones)
 
 
 def test_options_belong_to_their_source(folder):
