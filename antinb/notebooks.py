@@ -15,6 +15,7 @@ from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
 
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
+QUIET = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
 HIDDEN = re.compile(r"/(?:root|home|work|tmp|Users|private|var)/[^\s\"']*")
 
 
@@ -68,7 +69,9 @@ def execute(path: Path, output: Path, values: Mapping[str, object]) -> Path:
     known = papermill.inspect_notebook(str(path))
     chosen = {name: value for name, value in values.items() if name in known}
     try:
-        papermill.execute_notebook(str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0)
+        papermill.execute_notebook(
+            str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0, **QUIET
+        )
     except DeadKernelError as error:
         raise CellError(f"{path.name}: {error}") from None
     except PapermillExecutionError as error:
