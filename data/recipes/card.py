@@ -73,9 +73,9 @@ def draw_curve(path: Path, folder: Path) -> None:
     curve = pd.read_csv(path, names=["step", "images", "train", "held out (EMA)"])
     curve.to_csv(folder / "curve.csv", index=False, float_format="%.5g")
     fig, ax = plt.subplots(figsize=(5, 2.8), layout="constrained")
-    curve.plot(x="images", y=["train", "held out (EMA)"], ax=ax, logy=True, ylabel="mean squared error of the noise")
+    curve.plot(x="images", y=["train", "held out (EMA)"], ax=ax, logy=True, ylabel="noise loss")
     sns.despine(fig)
-    fig.savefig(folder / "curve.png", dpi=110)
+    fig.savefig(folder / "curve.png", dpi=110, bbox_inches="tight")
 
 
 @click.command()
