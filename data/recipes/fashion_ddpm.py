@@ -84,7 +84,7 @@ def resume(path: Path, network, optimizer, ema: EMAModel) -> int:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=None, help="fashion_mnist.npz; else fetched")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="folder of checkpoint and result")
-@click.option("--images", "total", default=192_000, help="training images in all, with repeats")
+@click.option("--images", "total", default=272_000, help="training images in all, with repeats")
 @click.option("--device", default="cpu")
 def train(data: Path | None, work: Path, total: int, device: str) -> None:
     """Train the network and write a diffusers pipeline folder to WORK/pipeline."""
