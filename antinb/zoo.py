@@ -25,7 +25,7 @@ DISGUISES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zippe
 
 def registry() -> dict[str, dict]:
     """Return the shipped models by name: kind, licence, recipe, quality, files with sha256."""
-    return json.loads((DATA / "registry.json").read_text())
+    return json.loads((DATA / "registry.json").read_text(encoding="utf-8"))
 
 
 def models() -> pd.DataFrame:
