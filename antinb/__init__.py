@@ -13,10 +13,12 @@ _HOME = {"load": "zoo", "sample": "sampling"}
 _MODULES = (
     "correlation",
     "dataset",
+    "draws",
     "exact",
     "figures",
     "generators",
     "noise",
+    "pipelines",
     "report",
     "sampling",
     "statistics",

@@ -71,9 +71,11 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 @click.option("--k", type=int, help="Members of a simplex unit.")
 @click.option("--seed", required=True, type=int)
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
-@click.option("--scheduler", type=click.Choice(["ddim", "dpmsolver++"]))
+@click.option("--scheduler", type=click.Choice(["ddim", "ddpm", "dpmsolver++"]))
 @click.option("--batch", default=64, show_default=True)
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="New Zarr store.")
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="Zarr store: new, or a run to go on with."
+)
 def sample(
     model: str,
     design: str,
@@ -94,7 +96,7 @@ def sample(
         chosen = getattr(noise, design)(units, *([] if k is None else [k]))
         generator = zoo.load(model, steps=steps, scheduler=scheduler)
         sampling.sample(generator, chosen, seed=seed, store=store, batch=batch)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
 
 

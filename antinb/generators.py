@@ -1,25 +1,32 @@
 """Noise to images behind one contract, whatever the model.
 
 A generator has `shape`, the shape of one noise `(C, H, W)`, and `evaluations`, its network calls
-for one image. `generate(noise (B, *shape), condition=None)` returns images `(B, C, H, W)`: -1 is
-black, 1 is white, and nothing is clipped at the end. `describe()` says what it is, for the record.
+for one image. `generate(noise (B, *shape), draw=None, condition=None)` returns images `(B, C, H, W)`:
+-1 is black, 1 is white. A stochastic sampler takes its step noise from `draw(stream, shape)`, streams
+1, 2, ... in order, `(B, *shape)` each: the images are a function of the noise alone. `describe()`
+says what it is, for the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
+from antinb.draws import StepNoise, supply
 from antinb.exact import Mixture
 from antinb.noise import check_shape
 
-SCHEDULERS = ("ddim", "dpmsolver++")
+SCHEDULERS = ("ddim", "ddpm", "dpmsolver++")
 
 NoisePrediction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
 
 
 class Generator(Protocol):
@@ -28,28 +35,29 @@ class Generator(Protocol):
     shape: tuple[int, ...]
     evaluations: int
 
-    def generate(self, noise: torch.Tensor, *, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the images of the noise, `(B, *shape)` to `(B, C, H, W)`."""
 
     def describe(self) -> dict[str, object]:
         """Return what determines the images, as values that JSON can hold."""
 
 
-def _check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
+def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse noise that is not `(B, *shape)`."""
     if tuple(noise.shape[1:]) != shape:
         raise ValueError(f"the generator takes noise (B, {', '.join(map(str, shape))}); got {tuple(noise.shape)}")
 
 
-def make_scheduler(
-    config: Mapping[str, object], name: str = "ddim", *, clip: bool | None = None
-) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def make_scheduler(config: Mapping[str, object], name: str = "ddim", *, clip: bool | None = None) -> Scheduler:
     """Return the diffusers scheduler `name` with the noise levels of `config`.
 
     Args:
         config: configuration of any scheduler of the same model.
-        name: `"ddim"` (deterministic, eta = 0, time steps as in `config`) or `"dpmsolver++"`
+        name: `"ddim"` and `"ddpm"` (time steps and variance as in `config`) or `"dpmsolver++"`
             (second-order multistep, time steps spaced evenly).
-        clip: whether DDIM clips each predicted clean image to [-1, 1]; None keeps what `config` says.
+        clip: whether each predicted clean image is clipped to [-1, 1]; None keeps what `config` says.
 
     Raises:
         ValueError: for another scheduler, a model that does not predict noise, or clipping asked of
@@ -60,30 +68,37 @@ def make_scheduler(
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(f"the model must predict noise ('epsilon'); got {config['prediction_type']!r}")
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
-    if name == "ddim":
-        return DDIMScheduler.from_config(settings if clip is None else settings | {"clip_sample": clip})
-    if clip:
-        raise ValueError("'dpmsolver++' does not clip the predicted image; got clip=True")
-    own = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"}
-    return DPMSolverMultistepScheduler.from_config(settings | own | {"clip_sample": False})
+    if name == "dpmsolver++":
+        if clip:
+            raise ValueError("'dpmsolver++' does not clip the predicted image; got clip=True")
+        own = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"}
+        return DPMSolverMultistepScheduler.from_config(settings | own | {"clip_sample": False})
+    kind = DDIMScheduler if name == "ddim" else DDPMScheduler
+    return kind.from_config(settings if clip is None else settings | {"clip_sample": clip})
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion:
-    """A noise-prediction network and the scheduler that integrates it, deterministically.
+    """A noise-prediction network and the scheduler that integrates it.
 
-    One DDIM step is `x <- sqrt(abar') x0 + sqrt(1 - abar') e` with `e = predict_noise(x, t)` and
-    `x0 = (x - sqrt(1 - abar) e) / sqrt(abar)` (arXiv 2010.02502, equation 12); the second-order
-    DPM-Solver++ is algorithm 2 of arXiv 2211.01095. Both call the network once a step.
+    One DDIM step is `x <- sqrt(abar') x0 + sqrt(1 - abar' - s^2) e + s w` with `e = predict_noise(x, t)`,
+    `x0 = (x - sqrt(1 - abar) e) / sqrt(abar)` and `s` growing with `eta` (arXiv 2010.02502, equations
+    12 and 16); DDPM is the ancestral sampler of arXiv 2006.11239, algorithm 2; the second-order
+    DPM-Solver++ is algorithm 2 of arXiv 2211.01095. All call the network once a step, or twice with
+    guidance, `e = e_null + g (e_condition - e_null)` (arXiv 2207.12598, with `g = 1 + w`).
 
     Attributes:
-        network: `(x (B, C, H, W), t (), condition) -> noise (B, C, H, W)`.
+        network: `(x (B, C, H, W), t (), condition (B,) or None) -> noise (B, C, H, W)`.
         config: the noise levels, a configuration of any diffusers scheduler.
         shape: `(C, H, W)`.
         like: a tensor whose device and floating-point type are followed.
         steps: number of steps.
-        scheduler: `"ddim"` or `"dpmsolver++"`.
+        scheduler: `"ddim"`, `"ddpm"` or `"dpmsolver++"`.
         clip: as for `make_scheduler`.
+        eta: step noise of DDIM, from 0 (none) to 1 (as much as DDPM's).
+        guidance: scale g of classifier-free guidance; 1 is none.
+        null: the class that stands for no condition, where there is one.
+        compile: whether the network runs through `torch.compile`.
         identity: name and sha256 of the weights, for the record.
     """
 
@@ -94,48 +109,93 @@ class Diffusion:
     steps: int = 50
     scheduler: str = "ddim"
     clip: bool | None = None
+    eta: float = 0.0
+    guidance: float = 1.0
+    null: int | None = None
+    compile: bool = False
     identity: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse an impossible scheduler or number of steps."""
+        """Refuse impossible settings."""
         levels = len(self._scheduler().alphas_cumprod)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= levels:
             raise ValueError(f"steps must be an integer from 1 to {levels}; got {self.steps!r}")
+        if not isinstance(self.eta, (int, float)) or not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be a number from 0 to 1; got {self.eta!r}")
+        if self.eta and self.scheduler != "ddim":
+            raise ValueError(f"eta belongs to the scheduler 'ddim'; got eta={self.eta!r} with {self.scheduler!r}")
+        if not isinstance(self.guidance, (int, float)) or not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be a finite number of at least 0; got {self.guidance!r}")
+        if self.guidance != 1 and self.null is None:
+            raise ValueError(f"guidance needs a conditional model with a null class; got guidance={self.guidance!r}")
 
     @property
     def evaluations(self) -> int:
         """Network calls for one image."""
-        return self.steps
+        return self.steps if self.guidance == 1 else 2 * self.steps
 
-    def with_(self, *, steps: int | None = None, scheduler: str | None = None, clip: bool | None = None) -> Diffusion:
-        """Return the same network with other steps, another scheduler, or other clipping; None keeps what is."""
-        given = {"steps": steps, "scheduler": scheduler, "clip": clip}
-        return replace(self, **{key: value for key, value in given.items() if value is not None})
+    def with_(self, **settings: object) -> Diffusion:
+        """Return the same network with other `steps, scheduler, clip, eta, guidance, compile`; None keeps what is.
+
+        Raises:
+            ValueError: for another setting, or one out of its range.
+        """
+        unknown = set(settings) - {"steps", "scheduler", "clip", "eta", "guidance", "compile"}
+        if unknown:
+            raise ValueError(f"the generator has no setting {min(unknown)!r}")
+        return replace(self, **{key: value for key, value in settings.items() if value is not None})
 
     def predict_noise(
         self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the network's noise `eps_t(x)`, `(B, C, H, W)` to the same; `t` counts from 0, the data end."""
-        _check_noise(x, self.shape)
-        noise = self.network(x, torch.as_tensor(t, device=x.device), condition)
-        if noise.shape != x.shape:
-            raise ValueError(f"the network must return noise of shape {tuple(x.shape)}; got {tuple(noise.shape)}")
-        return noise
+        """Return the noise `eps_t(x)` that the sampler uses, `(B, C, H, W)` to the same; `t` counts from 0, the data.
 
-    @torch.no_grad()
-    def generate(self, noise: torch.Tensor, *, condition: torch.Tensor | None = None) -> torch.Tensor:
+        Raises:
+            ValueError: if `x` or the network's output has another shape, or guidance lacks a condition.
+        """
+        check_noise(x, self.shape)
+        if self.guidance == 1:
+            return self._predict(x, t, condition)
+        if condition is None:
+            raise ValueError(f"guidance needs a condition; got None with guidance={self.guidance!r}")
+        classes = torch.cat([condition, torch.full_like(condition, self.null)])
+        towards, free = self._predict(torch.cat([x, x]), t, classes).chunk(2)
+        return free + self.guidance * (towards - free)
+
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the images of the noise, `(B, C, H, W)` to the same, unclipped.
 
         Raises:
-            ValueError: if the noise or the network's output has another shape.
+            ValueError: if the noise or the network's output has another shape, or a stochastic
+                sampler is given no `draw`.
         """
+        for *_, following in self._run(noise, draw, condition):
+            images = following
+        return images
+
+    def trajectory(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the images and, `(B, steps, C, H, W)` each, the `state` before each step and its `predicted_noise`.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        states, predicted = [], []
+        for state, eps, following in self._run(noise, draw, condition):
+            states.append(state)
+            predicted.append(eps)
+            images = following
+        return images, {"state": torch.stack(states, 1), "predicted_noise": torch.stack(predicted, 1)}
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The noise levels that the steps start from, the noise end first."""
         scheduler = self._scheduler()
         scheduler.set_timesteps(self.steps)
-        x = noise.to(self.like) * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            eps = self.predict_noise(scheduler.scale_model_input(x, t), t, condition)
-            x = scheduler.step(eps, t, x).prev_sample
-        return x
+        return scheduler.timesteps.tolist()
 
     def describe(self) -> dict[str, object]:
         """Return model, weights, scheduler and its settings, steps, network calls and clipping, for the record."""
@@ -144,19 +204,56 @@ class Diffusion:
             **self.identity,
             "scheduler": self.scheduler,
             "steps": self.steps,
+            "eta": self.eta,
+            "guidance": self.guidance,
             "evaluations": self.evaluations,
             "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
             "clip_sample": settings["clip_sample"],
             "clip_image": False,
             "dtype": str(self.like.dtype).removeprefix("torch."),
+            "compile": self.compile,
         }
 
-    def _scheduler(self) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    @torch.no_grad()
+    def _run(
+        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield the state, the predicted noise and the next state of each step."""
+        scheduler, numbers = self._scheduler(), itertools.count(1)
+        scheduler.set_timesteps(self.steps)
+        step = partial(scheduler.step, eta=self.eta) if self.scheduler == "ddim" else scheduler.step
+        x = noise.to(self.like) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            eps = self.predict_noise(scheduler.scale_model_input(x, t), t, condition)
+            with supply(len(x), draw, numbers):
+                following = step(eps, t, x).prev_sample
+            yield x, eps, following
+            x = following
+
+    def _predict(self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        noise = self._compiled(x, torch.as_tensor(t, device=x.device), condition)
+        if noise.shape != x.shape:
+            raise ValueError(f"the network must return noise of shape {tuple(x.shape)}; got {tuple(noise.shape)}")
+        return noise
+
+    @cached_property
+    def _compiled(self) -> NoisePrediction:
+        return torch.compile(self.network) if self.compile else self.network
+
+    def _scheduler(self) -> Scheduler:
         return make_scheduler(self.config, self.scheduler, clip=self.clip)
+
+
+def unet_shape(unet: UNet2DModel) -> tuple[int, ...]:
+    """Return the `(C, H, W)` that a diffusers UNet takes."""
+    size = unet.config.sample_size
+    return (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
 
 def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: object) -> Diffusion:
     """Return the generator of a diffusers UNet, put in evaluation mode; `config` is its scheduler's.
+
+    Of a conditional network the last class is taken for the null class of guidance.
 
     Raises:
         ValueError: if the network does not return as many channels as it takes, or does not predict noise.
@@ -164,7 +261,6 @@ def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: objec
     settings = unet.config
     if settings.in_channels != settings.out_channels:
         raise ValueError(f"the UNet must return its {settings.in_channels} channels; got {settings.out_channels}")
-    size = settings.sample_size if isinstance(settings.sample_size, int) else tuple(settings.sample_size)
     conditional = settings.num_class_embeds is not None
     unet.eval()
 
@@ -173,8 +269,8 @@ def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: objec
             raise ValueError(f"the model {'needs' if conditional else 'takes no'} condition; got {condition!r}")
         return unet(x, t, class_labels=condition if condition is None else condition.to(x.device)).sample
 
-    shape = (settings.in_channels, size, size) if isinstance(size, int) else (settings.in_channels, *size)
-    return Diffusion(network, config, shape, next(unet.parameters()), identity=identity)
+    null = settings.num_class_embeds - 1 if conditional else None
+    return Diffusion(network, config, unet_shape(unet), next(unet.parameters()), null=null, identity=identity)
 
 
 def from_mixture(
@@ -195,37 +291,3 @@ def from_mixture(
         return mixture.predict_noise(x.flatten(1), levels[t]).unflatten(1, x.shape[1:])
 
     return Diffusion(network, config, tuple(shape), mixture.means, clip=False, identity=identity)
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`; one network call an image.
-
-    Raises:
-        ValueError: if the shape is not of positive integers, or the function returns no such images.
-    """
-
-    function: Callable[[torch.Tensor], torch.Tensor]
-    shape: tuple[int, ...]
-    device: torch.device = torch.device("cpu")
-    evaluations: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a shape that is none."""
-        check_shape(self.shape)
-
-    @torch.no_grad()
-    def generate(self, noise: torch.Tensor, *, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """Return `function(noise)`, or `function(noise, condition)` where a condition is given."""
-        _check_noise(noise, tuple(self.shape))
-        arguments = [noise] if condition is None else [noise, condition]
-        images = self.function(*(argument.to(self.device) for argument in arguments))
-        if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
-            found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-            raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
-        return images
-
-    def describe(self) -> dict[str, object]:
-        """Return the name of the function and its network calls, for the record."""
-        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        return {"model": f"{self.function.__module__}.{name}", "evaluations": self.evaluations, "clip_image": False}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
 from pathlib import Path
 
 import dask.array
@@ -13,6 +12,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from antinb import dataset
+from antinb.draws import rows
 from antinb.generators import Generator
 from antinb.noise import Design, at_least
 
@@ -25,26 +25,33 @@ def sample(
     condition: int | list[int] | None = None,
     store: str | Path | None = None,
     batch: int = 64,
+    trajectory: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Return the images of every unit and member of a design, `(unit, member, channel, y, x)`.
 
     Shard k holds the units `[k b, (k + 1) b)`, b the whole units in a batch and at least one. With a
-    store, one shard is in memory at a time and `done(unit)` is written last.
+    store, one shard is in memory at a time and `done(unit)` is written last: a run that was killed
+    goes on where it was, and a finished one is extended by asking for more units. On one machine,
+    at one batch size and thread count, the store is the same byte for byte however often it was
+    interrupted; a shard cut short by the end of a run and extended later is equal up to rounding.
 
     Args:
         generator: from `antinb.load`.
         design: from `antinb.noise`.
         seed: non-negative integer; with the design it fixes all noise.
         condition: one class for all units, or one class a unit; members share their unit's.
-        store: path of a new Zarr store; None keeps the images in memory.
+        store: path of a Zarr store, new or of the same configuration; None keeps the images in memory.
         batch: images that the network sees at once.
+        trajectory: whether to keep, `(unit, member, step, channel, y, x)`, the `state` before each
+            step and its `predicted_noise`, with `timestep(step)`.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if an argument is out of its range or the generator returns non-finite images;
-            shards already written stay, the bad one is not written.
-        FileExistsError: if the store exists.
+        ValueError: if an argument is out of its range, the store holds something else, the generator
+            has no trajectory, or it returns non-finite images; shards already written stay, the bad
+            one is not written.
+        OSError: if the store cannot be written; shards already written stay.
 
     Examples:
         >>> import antinb
@@ -55,8 +62,8 @@ def sample(
         {'unit': 3, 'member': 2, 'channel': 1, 'y': 28, 'x': 28}
     """
     batch, seed = at_least(1, "batch", batch), at_least(0, "seed", seed)
-    if store is not None and Path(store).exists():
-        raise FileExistsError(f"{str(store)!r} exists: open it with antinb.dataset.open or name another store")
+    if trajectory and not hasattr(generator, "trajectory"):
+        raise ValueError(f"trajectories need a network with its scheduler; got a {type(generator).__name__}")
     conditions = _conditions(condition, design.units)
     shard = max(1, batch // design.members)
     config = {
@@ -65,28 +72,33 @@ def sample(
         "seed": seed,
         "condition": "by unit" if np.ndim(condition) else condition if condition is None else int(condition),
         "batch": batch,
+        "trajectory": trajectory,
         "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in ("antinb", "torch", "diffusers", "numpy")},
     }
-    images = None
-    with tqdm(total=design.units * design.members, unit="image", disable=not progress) as bar:
-        for units, values in _shards(generator, design, seed, conditions, shard, batch):
-            if images is None:
-                shape = (design.units, design.members, *values.shape[2:])
-                images = (
-                    np.empty(shape, np.float32)
-                    if store is None
-                    else dask.array.empty(shape, dtype=np.float32, chunks=(shard, *shape[1:]))
-                )
-                run = dataset.build(images, config, signs=design.signs, condition=conditions)
+    stored = None if store is None else dataset.resume(store, config, design.units, conditions)
+    done = np.zeros(design.units, bool) if stored is None else stored
+    labels = {"signs": design.signs, "condition": conditions, "timesteps": generator.timesteps if trajectory else None}
+    run = None
+    count = {"total": done.size * design.members, "initial": int(done.sum()) * design.members}
+    with tqdm(**count, unit="image", disable=not progress) as bar:
+        for start in range(0, design.units, shard):
+            stop = min(start + shard, design.units)
+            units = range(start + int(done[start:stop].sum()), stop)
+            if not units:
+                continue
+            classes = None if conditions is None else conditions[units.start : units.stop]
+            values = _generate(generator, design, seed, classes, units, batch, trajectory)
+            if run is None and stored is None:
+                run = dataset.build(_room(values, design.units, None if store is None else shard), config, **labels)
                 if store is not None:
-                    _create(run, store, shard)
+                    dataset.create(store, run, shard)
             if store is None:
-                images[units.start : units.stop] = values
+                for name, part in values.items():
+                    run[name][units.start : units.stop] = part
             else:
-                _write(store, "image", units, dataset.DIMS, values)
-                _write(store, "done", units, ("unit",), np.ones(len(units), bool))
-            bar.update(values.shape[0] * values.shape[1])
+                dataset.write(store, units, values)
+            bar.update(len(units) * design.members)
     return dataset.check(run) if store is None else dataset.open(store)
 
 
@@ -99,34 +111,46 @@ def _conditions(condition: int | list[int] | None, units: int) -> np.ndarray | N
     return np.broadcast_to(classes, (units,))
 
 
-def _shards(
-    generator: Generator, design: Design, seed: int, conditions: np.ndarray | None, shard: int, batch: int
-) -> Iterator[tuple[range, np.ndarray]]:
-    """Yield the unit numbers and images `(units, members, C, H, W)` of one shard after the other."""
-    for start in range(0, design.units, shard):
-        units = range(start, min(start + shard, design.units))
-        noise = torch.from_numpy(design.draw(generator.shape, seed=seed, units=units)).flatten(0, 1)
-        classes = None
-        if conditions is not None:
-            classes = torch.from_numpy(conditions[units.start : units.stop].repeat(design.members))
-        cuts = [slice(first, first + batch) for first in range(0, len(noise), batch)]
-        parts = [generator.generate(noise[cut], condition=None if classes is None else classes[cut]) for cut in cuts]
-        values = torch.cat(parts).float().cpu().numpy().reshape(len(units), design.members, *parts[0].shape[1:])
-        bad = ~np.isfinite(values).all((1, 2, 3, 4))
-        if bad.any():
-            raise ValueError(
-                f"images must be finite; the model returned NaN or infinity in {bad.sum()} of {len(units)} units, "
-                f"first in unit {units[int(bad.argmax())]}"
-            )
-        yield units, values
+def _room(values: dict[str, np.ndarray], units: int, shard: int | None) -> dict[str, object]:
+    """Return arrays of all units for the variables of one shard: in memory, or lazy with chunks of a shard."""
+    shapes = {name: (units, *part.shape[1:]) for name, part in values.items()}
+    if shard is None:
+        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+    return {
+        name: dask.array.empty(shape, dtype=np.float32, chunks=(shard, *shape[1:])) for name, shape in shapes.items()
+    }
 
 
-def _create(run: xr.Dataset, store: str | Path, shard: int) -> None:
-    """Write coordinates and attrs, and leave room for the images and for `done`, a chunk a shard."""
-    run = run.assign(done=("unit", dask.array.zeros(run.sizes["unit"], dtype=bool, chunks=shard)))
-    run.to_zarr(store, compute=False, consolidated=False, zarr_format=3)
+def _generate(
+    generator: Generator,
+    design: Design,
+    seed: int,
+    classes: np.ndarray | None,
+    units: range,
+    batch: int,
+    trajectory: bool,
+) -> dict[str, np.ndarray]:
+    """Return the variables `(units, members, ...)` of one shard, refusing what is not finite."""
+    noise = rows(design, generator.shape, seed=seed, units=units)
+    labels = None if classes is None else torch.from_numpy(classes.repeat(design.members))
+    parts: dict[str, list[torch.Tensor]] = {}
+    for first in range(0, len(noise), batch):
+        cut = slice(first, first + batch)
 
+        def draw(stream: int, shape: tuple[int, ...], cut: slice = cut) -> torch.Tensor:
+            return rows(design, shape, seed=seed, units=units, stream=stream)[cut]
 
-def _write(store: str | Path, name: str, units: range, dims: tuple[str, ...], values: np.ndarray) -> None:
-    part = xr.Dataset({name: (dims, values)})
-    part.to_zarr(store, region={"unit": slice(units.start, units.stop)}, consolidated=False)
+        given = {"draw": draw, "condition": None if labels is None else labels[cut]}
+        images, recorded = generator.trajectory(noise[cut], **given) if trajectory else (None, {})
+        recorded["image"] = generator.generate(noise[cut], **given) if images is None else images
+        for name, part in recorded.items():
+            parts.setdefault(name, []).append(part.float().cpu())
+    values = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    values = {name: part.reshape(len(units), design.members, *part.shape[1:]) for name, part in values.items()}
+    bad = ~np.all([np.isfinite(part).reshape(len(units), -1).all(1) for part in values.values()], 0)
+    if bad.any():
+        raise ValueError(
+            f"images must be finite; the model returned NaN or infinity in {bad.sum()} of {len(units)} units, "
+            f"first in unit {units[int(bad.argmax())]}"
+        )
+    return values

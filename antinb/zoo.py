@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-from diffusers import UNet2DModel
+from diffusers import DiffusionPipeline, UNet2DModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from antinb import generators
+from antinb import generators, pipelines
 from antinb.exact import Mixture
 
 _HERE = Path(__file__).parent
@@ -39,24 +40,31 @@ def models() -> pd.DataFrame:
 
 
 def load(
-    source: str | Path | Callable[[torch.Tensor], torch.Tensor],
+    source: str | Path | DiffusionPipeline | Callable[[torch.Tensor], torch.Tensor],
     *,
     steps: int | None = None,
     scheduler: str | None = None,
     clip: bool | None = None,
+    eta: float | None = None,
+    guidance: float | None = None,
+    compile: bool | None = None,  # noqa: A002
     shape: tuple[int, ...] | None = None,
     device: str | torch.device = "cpu",
 ) -> generators.Generator:
-    """Return the generator of a shipped model, a folder or a callable.
+    """Return the generator of a shipped model, a folder, a diffusers pipeline or a callable.
 
     Args:
         source: name of a shipped model (`antinb models` lists them), path of a diffusers folder with
-            `unet/` and `scheduler/`, or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
+            `unet/` and `scheduler/`, a diffusers pipeline with a UNet, which is called as it is, or a
+            callable from noise `(B, *shape)` to images `(B, C, H, W)`.
         steps: number of steps, 50 if None.
-        scheduler: `"ddim"` (if None) or `"dpmsolver++"`.
-        clip: whether DDIM clips the predicted clean image to [-1, 1]; None keeps the model's own rule.
+        scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`.
+        clip: whether the predicted clean image is clipped to [-1, 1]; None keeps the model's own rule.
+        eta: step noise of DDIM (or of the pipeline, if it takes one), from 0 to 1.
+        guidance: scale of classifier-free guidance of a conditional model; 1 is none.
+        compile: whether the network runs through `torch.compile`.
         shape: shape of one noise, for a callable and for nothing else.
-        device: where the network runs.
+        device: where the network runs; a pipeline stays where it is.
 
     Raises:
         ValueError: if the source is unknown, a file is not the registered one, is truncated, is not
@@ -68,13 +76,16 @@ def load(
         >>> generator.shape, generator.evaluations
         ((1, 28, 28), 20)
     """
+    settings = {"steps": steps, "scheduler": scheduler, "clip": clip}
+    settings |= {"eta": eta, "guidance": guidance, "compile": compile}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(source, DiffusionPipeline):
+        return _pipeline(source, given, shape)
     if callable(source):
-        given = {"steps": steps, "scheduler": scheduler, "clip": clip}
-        if shape is None or any(value is not None for value in given.values()):
-            rule = "a callable needs shape= and takes no steps, scheduler or clip"
-            raise ValueError(f"{rule}; got shape={shape!r}, {given}")
+        if shape is None or given:
+            raise ValueError(f"a callable needs shape= and takes no {', '.join(settings)}; got {shape=!r}, {given}")
         place = torch.device(device)
-        return generators.Function(
+        return pipelines.Function(
             source.to(place).eval() if isinstance(source, torch.nn.Module) else source, tuple(shape), place
         )
     if shape is not None:
@@ -89,7 +100,16 @@ def load(
         close = difflib.get_close_matches(str(source), shipped, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(shipped)}"
         raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
-    return _folder(folder, torch.device(device)).with_(steps=steps, scheduler=scheduler, clip=clip)
+    return _folder(folder, torch.device(device)).with_(**given)
+
+
+def _pipeline(source: DiffusionPipeline, given: dict[str, object], shape: tuple[int, ...] | None) -> pipelines.Pipeline:
+    name, taken = type(source).__name__, inspect.signature(source.__call__).parameters
+    refused = sorted(key for key in given if key != "steps" and not (key == "eta" and "eta" in taken))
+    if refused or shape is not None:
+        raise ValueError(f"{name} is called as it is; it takes no {refused[0] if refused else 'shape'}= here")
+    steps = {"steps": given.pop("steps")} if "steps" in given else {}
+    return pipelines.Pipeline(source, **steps, options=given)
 
 
 def _verify(folder: Path, files: dict[str, str]) -> None:

@@ -25,12 +25,12 @@ def random_mixture(components=3, dimension=64, rank=4, seed=0, dtype=torch.float
     )
 
 
-def tiny_unet(**options):
+def tiny_unet(channels=1, **options):
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=8,
-        in_channels=1,
-        out_channels=1,
+        in_channels=channels,
+        out_channels=channels,
         layers_per_block=1,
         block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),

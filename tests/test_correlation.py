@@ -11,7 +11,7 @@ from antinb import correlation, dataset
 
 
 def run_of(images, **coords):
-    return dataset.build(images.astype(np.float32), {"evaluations": 3}, signs=None, **coords)
+    return dataset.build({"image": images.astype(np.float32)}, {"evaluations": 3}, **coords)
 
 
 def correlated_pairs(units, rho, seed, size=(1, 6, 6), mean=0.0):

@@ -6,7 +6,7 @@ from conftest import LINEAR, SHAPE, random_mixture, tiny_unet
 from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
 import antinb
-from antinb import generators, noise
+from antinb import generators, noise, pipelines
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -102,11 +102,112 @@ def test_conditions_reach_the_network():
         (lambda g: g.generate(torch.zeros(2, 1, 7, 8)), r"\(2, 1, 7, 8\)"),
         (lambda g: generators.from_mixture(random_mixture(), (1, 5, 5), LINEAR), r"\(1, 5, 5\)"),
         (lambda g: generators.make_scheduler({"prediction_type": "v_prediction"}), "v_prediction"),
-        (lambda g: generators.Function(abs, (3, 0)), r"\(3, 0\)"),
-        (lambda g: generators.Function(lambda z: z[0], SHAPE).generate(torch.zeros(2, *SHAPE)), r"\(1, 8, 8\)"),
-        (lambda g: generators.Function(lambda z: None, SHAPE).generate(torch.zeros(2, *SHAPE)), "NoneType"),
+        (lambda g: pipelines.Function(abs, (3, 0)), r"\(3, 0\)"),
+        (lambda g: pipelines.Function(lambda z: z[0], SHAPE).generate(torch.zeros(2, *SHAPE)), r"\(1, 8, 8\)"),
+        (lambda g: pipelines.Function(lambda z: None, SHAPE).generate(torch.zeros(2, *SHAPE)), "NoneType"),
     ],
 )
 def test_bad_input_is_refused_with_the_value(mixture_generator, call, message):
     with pytest.raises(ValueError, match=message):
         call(mixture_generator)
+
+
+def unit_noise(stream):
+    return torch.from_numpy(noise.antithetic(3).draw(SHAPE, seed=5, stream=stream)).flatten(0, 1)
+
+
+def test_ddpm_is_the_ancestral_sampler():
+    """Algorithm 2 of arXiv 2006.11239 at all of its levels, with the posterior variance."""
+    unet = tiny_unet().double()
+    generator = generators.from_unet(unet, {**LINEAR, "num_train_timesteps": 50}).with_(steps=50, scheduler="ddpm")
+    betas = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
+    abar = (1 - betas).cumprod(0)
+    x = unit_noise(0).double()
+    with torch.no_grad():
+        for step, t in enumerate(range(49, -1, -1), 1):
+            x = (x - betas[t] / (1 - abar[t]).sqrt() * unet(x, t).sample) / (1 - betas[t]).sqrt()
+            if t:
+                variance = (1 - abar[t - 1]) / (1 - abar[t]) * betas[t]
+                x = x + variance.sqrt() * unit_noise(step)
+    found = generator.generate(unit_noise(0), draw=lambda stream, shape: unit_noise(stream))
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-4)  # the noise levels are float32 in diffusers
+
+
+def test_full_eta_is_ddpm_and_no_eta_draws_nothing(mixture_generator):
+    asked = []
+
+    def draw(stream, shape):
+        asked.append((stream, shape))
+        return unit_noise(stream)
+
+    eta, ddpm, ddim = (mixture_generator.with_(**kind) for kind in ({"eta": 1.0}, {"scheduler": "ddpm"}, {}))
+    images = eta.generate(unit_noise(0), draw=draw)
+    assert asked == [(stream, SHAPE) for stream in range(1, 11)]
+    torch.testing.assert_close(ddpm.generate(unit_noise(0), draw=draw), images, rtol=0, atol=1e-4)
+    assert [stream for stream, _ in asked[10:]] == list(range(1, 10))
+    assert torch.equal(ddim.generate(unit_noise(0), draw=None), ddim.generate(unit_noise(0), draw=draw))
+    assert len(asked) == 19
+
+
+def test_guidance_is_the_extrapolated_noise():
+    unet = tiny_unet(num_class_embeds=4)
+    generator = generators.from_unet(unet, LINEAR).with_(steps=3, guidance=2.5)
+    x, classes = unit_noise(0), torch.tensor([0, 0, 1, 1, 2, 2])
+    with torch.no_grad():
+        towards, free = (unet(x, 400, class_labels=labels).sample for labels in (classes, torch.full((6,), 3)))
+        found = generator.predict_noise(x, 400, classes)
+    torch.testing.assert_close(found, free + 2.5 * (towards - free), rtol=0, atol=1e-5)
+    assert generator.evaluations == generator.describe()["evaluations"] == 6
+    plain, unguided = generator.with_(guidance=1.0), generators.from_unet(unet, LINEAR).with_(steps=3)
+    assert plain.evaluations == 3
+    assert torch.equal(plain.generate(x, condition=classes), unguided.generate(x, condition=classes))
+
+
+def test_a_trajectory_is_the_run(mixture_generator):
+    """Its states start at the noise, its predictions are the network's, each step leads to the next state."""
+    ddim = mixture_generator.with_(eta=0.0, steps=6)
+    z = unit_noise(0)
+    images, recorded = ddim.trajectory(z)
+    state, eps = recorded["state"], recorded["predicted_noise"]
+    assert state.shape == eps.shape == (6, 6, *SHAPE)
+    assert torch.equal(images, ddim.generate(z))
+    assert torch.equal(state[:, 0], z)
+    abar = generators.make_scheduler(LINEAR).alphas_cumprod
+    for step, t in enumerate(ddim.timesteps):
+        torch.testing.assert_close(eps[:, step], ddim.predict_noise(state[:, step], t))
+        before, after = abar[t], abar[ddim.timesteps[step + 1]] if step < 5 else torch.tensor(1.0)
+        clean = (state[:, step] - (1 - before).sqrt() * eps[:, step]) / before.sqrt()
+        following = state[:, step + 1] if step < 5 else images
+        torch.testing.assert_close(
+            after.sqrt() * clean + (1 - after).sqrt() * eps[:, step], following, rtol=0, atol=1e-4
+        )
+
+
+def test_a_compiled_network_gives_the_same_images():
+    generator = generators.from_unet(tiny_unet(), LINEAR).with_(steps=3)
+    compiled = generator.with_(compile=True)
+    torch.testing.assert_close(compiled.generate(unit_noise(0)), generator.generate(unit_noise(0)), rtol=0, atol=1e-5)
+    assert compiled.describe() == {**generator.describe(), "compile": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eta": 2}, "from 0 to 1; got 2"),
+        ({"eta": 0.5, "scheduler": "ddpm"}, "eta=0.5 with 'ddpm'"),
+        ({"guidance": 3.0}, "null class; got guidance=3.0"),
+        ({"guidance": float("nan")}, "got nan"),
+        ({"stride": 3}, "'stride'"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_value(mixture_generator, settings, message):
+    with pytest.raises(ValueError, match=message):
+        mixture_generator.with_(**settings)
+
+
+def test_a_stochastic_sampler_needs_its_noise(mixture_generator):
+    for stochastic in (mixture_generator.with_(eta=0.3), mixture_generator.with_(scheduler="ddpm")):
+        with pytest.raises(ValueError, match="draw="):
+            stochastic.generate(unit_noise(0))
+        with pytest.raises(ValueError, match=r"got \(2, 1, 8, 8\)"):
+            stochastic.generate(unit_noise(0), draw=lambda stream, shape: unit_noise(stream)[:2])

@@ -10,7 +10,14 @@ from scipy import stats
 from antinb import noise
 
 SHAPE = (3, 32, 32)
-DESIGNS = {"iid": noise.iid, "antithetic": noise.antithetic, "simplex": lambda units: noise.simplex(units, 4)}
+MASK = np.arange(8)[:, None] < np.full(8, 3)
+DESIGNS = {
+    "iid": noise.iid,
+    "antithetic": noise.antithetic,
+    "simplex": lambda units: noise.simplex(units, 4),
+    "partial": lambda units: noise.partial(units, np.ones(1, bool)),
+    "partial, redrawn": lambda units: noise.partial(units, np.ones(1, bool), redraw=True),
+}
 
 
 @pytest.mark.parametrize("name", DESIGNS)
@@ -76,6 +83,8 @@ def test_units_streams_and_seeds_are_independent():
         (lambda: noise.antithetic(-3), "-3"),
         (lambda: noise.antithetic(2.0), "2.0"),
         (lambda: noise.simplex(5, 1), "1"),
+        (lambda: noise.partial(2, MASK * 0.5), "float64"),
+        (lambda: noise.partial(2, MASK).draw((1, 4, 4), seed=0), r"\(1, 4, 4\); got \(8, 8\)"),
         (lambda: noise.iid(2).draw((), seed=0), r"\(\)"),
         (lambda: noise.iid(2).draw((3, 0), seed=0), r"\(3, 0\)"),
         (lambda: noise.iid(2).draw("ab", seed=0), "ab"),
@@ -92,3 +101,39 @@ def test_bad_input_is_refused_with_the_value(call, value):
 def test_the_numpy_half_loads_no_torch(module):
     code = f"import sys, antinb.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("stream", [0, 2])
+def test_partial_pairs_differ_where_the_mask_is_true(stream):
+    negated, redrawn = (
+        noise.partial(2000, MASK, redraw=redraw).draw((2, 8, 8), seed=3, stream=stream) for redraw in (False, True)
+    )
+    for z, other in ((negated[:, 0], negated[:, 1]), (redrawn[:, 0], redrawn[:, 1])):
+        assert np.array_equal(z[..., ~MASK], other[..., ~MASK])
+    assert np.array_equal(negated[:, 0][..., MASK], -negated[:, 1][..., MASK])
+    assert np.array_equal(negated[:, 0], redrawn[:, 0])
+    fresh = redrawn[..., MASK].reshape(2000, 2, -1).astype(np.float64)
+    correlation = (fresh[:, 0] * fresh[:, 1]).mean()
+    assert abs(correlation) < 4 / np.sqrt(fresh[:, 0].size)
+
+
+def test_a_mask_of_everything_is_the_antithetic_design():
+    whole = noise.partial(5, np.ones(1, bool)).draw((1, 4, 4), seed=0)
+    assert np.array_equal(whole, noise.antithetic(5).draw((1, 4, 4), seed=0))
+
+
+def test_step_noise_of_start_only_pairs_is_shared():
+    design, plain = noise.antithetic(5, start_only=True), noise.antithetic(5)
+    assert np.array_equal(design.draw((2, 2), seed=0), plain.draw((2, 2), seed=0))
+    steps = design.draw((2, 2), seed=0, stream=1)
+    assert np.array_equal(steps[:, 0], plain.draw((2, 2), seed=0, stream=1)[:, 0])
+    assert np.array_equal(steps[:, 0], steps[:, 1])
+    assert design.describe() != plain.describe()
+
+
+def test_masks_are_part_of_the_record():
+    other = MASK.copy()
+    other[0, 0] = False
+    records = [noise.partial(1, mask, redraw=redraw).describe() for mask in (MASK, other) for redraw in (False, True)]
+    assert len({str(record) for record in records}) == 4
+    assert records[0] == noise.partial(7, MASK).describe()

@@ -105,7 +105,7 @@ def test_nan_later_keeps_the_whole_shards_and_says_so(tmp_path):
         ({"seed": -1}, ValueError, "got -1"),
         ({"condition": [0, 1]}, ValueError, r"got \[0, 1\]"),
         ({"condition": -1}, ValueError, "got -1"),
-        ({"store": "."}, FileExistsError, "exists"),
+        ({"store": "."}, ValueError, "exists and is no run"),
     ],
 )
 def test_bad_input_is_refused_with_the_value(plain, options, error, message, tmp_path, monkeypatch):

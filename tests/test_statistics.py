@@ -10,7 +10,7 @@ from antinb import dataset, statistics
 
 
 def run_of(images):
-    return dataset.build(images, {}, signs=None)
+    return dataset.build({"image": images}, {})
 
 
 def test_values_by_hand():

@@ -2,9 +2,10 @@
 
 Run `python data/recipes/fashion_ddpm.py --data fashion_mnist.npz --work build/fashion-ddpm`.
 
-Linear betas, T = 1000, min-SNR-5 weighted noise loss (arXiv 2303.09556), AdamW with a trapezoid
-learning rate, EMA. Stopped and started again, it goes on from its last checkpoint with the very
-batches it would have seen; a later, different `--images` moves only the decay at the end.
+Linear betas, T = 1000, min-SNR-5 weighted noise loss (arXiv 2303.09556), bfloat16 products, AdamW
+with a trapezoid learning rate, EMA. Stopped and started again, it goes on from its last checkpoint
+with the very batches it would have seen; a later, different `--images` moves only the decay at the
+end. `--start FOLDER` trains a finished pipeline further, with a fresh optimizer.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def noise_loss(
     steps = torch.randint(0, len(scheduler), (len(clean),), generator=generator)
     noise = torch.randn(clean.shape, generator=generator)
     steps, noise = steps.to(clean.device), noise.to(clean.device)
-    error = (network(scheduler.add_noise(clean, noise, steps), steps).sample - noise).square().mean((1, 2, 3))
+    with torch.autocast(clean.device.type, torch.bfloat16):
+        predicted = network(scheduler.add_noise(clean, noise, steps), steps).sample
+    error = (predicted.float() - noise).square().mean((1, 2, 3))
     snr = compute_snr(scheduler, steps)
     return error.mean(), (error * snr.clamp(max=5) / snr).mean()
 
@@ -81,12 +84,22 @@ def resume(path: Path, network, optimizer, ema: EMAModel) -> int:
     return step
 
 
+def start_from(folder: Path, network, ema: EMAModel) -> int:
+    """Load the weights of a finished pipeline and return the number of steps they were trained for."""
+    network.load_state_dict(UNet2DModel.from_pretrained(folder / "unet").state_dict())
+    for value, shadow in zip(network.parameters(), ema.shadow_params, strict=True):
+        shadow.data.copy_(value.data)
+    ema.optimization_step = json.loads((folder / "training.json").read_text())["images"] // BATCH
+    return ema.optimization_step
+
+
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=None, help="fashion_mnist.npz; else fetched")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="folder of checkpoint and result")
 @click.option("--images", "total", default=272_000, help="training images in all, with repeats")
+@click.option("--start", type=click.Path(exists=True, path_type=Path), default=None, help="pipeline to train further")
 @click.option("--device", default="cpu")
-def train(data: Path | None, work: Path, total: int, device: str) -> None:
+def train(data: Path | None, work: Path, total: int, start: Path | None, device: str) -> None:
     """Train the network and write a diffusers pipeline folder to WORK/pipeline."""
     work.mkdir(parents=True, exist_ok=True)
     clean = torch.from_numpy(images.scaled(images.load("fashion_mnist", data)[0])).to(device)
@@ -95,7 +108,8 @@ def train(data: Path | None, work: Path, total: int, device: str) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-4)
     ema = EMAModel(network.parameters(), decay=EMA, use_ema_warmup=True, power=0.75)
     checkpoint, curve = work / "checkpoint.safetensors", work / "curve.csv"
-    first = resume(checkpoint, network, optimizer, ema) if checkpoint.exists() else 0
+    origin = start_from(start, network, ema) if start else 0
+    first = resume(checkpoint, network, optimizer, ema) if checkpoint.exists() else origin
     steps, losses, started = total // BATCH, [], time.monotonic()
 
     def validate() -> float:
@@ -111,7 +125,7 @@ def train(data: Path | None, work: Path, total: int, device: str) -> None:
         batch = clean[torch.randint(0, len(clean), (BATCH,), generator=generator)]
         plain, weighted = noise_loss(network, scheduler, batch, generator)
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
+            group["lr"] = RATE * min(1, (step + 1 - origin) / WARMUP, (steps - step) / (DECAY * (steps - origin)))
         optimizer.zero_grad()
         weighted.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -129,7 +143,7 @@ def train(data: Path | None, work: Path, total: int, device: str) -> None:
 
     ema.copy_to(network.parameters())
     DDPMPipeline(network.half(), scheduler).save_pretrained(work / "pipeline")
-    (work / "training.json").write_text(json.dumps({"images": steps * BATCH, "batch": BATCH, "ema": EMA}))
+    (work / "pipeline" / "training.json").write_text(json.dumps({"images": steps * BATCH, "batch": BATCH, "ema": EMA}))
 
 
 if __name__ == "__main__":

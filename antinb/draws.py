@@ -1,0 +1,251 @@
+"""Every normal tensor that an unchanged PyTorch program draws, taken from a noise design instead."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from antinb.noise import Design
+
+NORMAL = {torch.ops.aten.randn, torch.ops.aten.randn_like, torch.ops.aten.normal, torch.ops.aten.normal_}
+UNIFORM = {torch.ops.aten.rand, torch.ops.aten.rand_like, torch.ops.aten.uniform, torch.ops.aten.uniform_}
+TOLERANCE = 0.01  # of the check at the network's first input; bfloat16 rounds by 0.004
+_active = threading.local()
+REPEATS = "it expects the same noise again, which a stream of a design is not"
+BEYOND = "it was drawn by numpy, in another thread, or changed on the way"
+
+StepNoise = Callable[[int, tuple[int, ...]], torch.Tensor]
+
+
+def rows(design: Design, shape: tuple[int, ...], *, seed: int, units: Sequence[int], stream: int = 0) -> torch.Tensor:
+    """Return the noise of some units as a batch, `(units * members, *shape)`, the members of a unit together."""
+    values = design.draw(shape or (1,), seed=seed, units=units, stream=stream)
+    return torch.from_numpy(values).reshape(-1, *shape)
+
+
+@contextmanager
+def using(
+    design: Design,
+    *,
+    seed: int,
+    units: Sequence[int] | None = None,
+    shared: Sequence[tuple[int, ...]] = (),
+    network: torch.nn.Module | None = None,
+) -> Iterator[None]:
+    """Draw every normal tensor of the enclosed program from a design, stream after stream.
+
+    The k-th tensor `(units * members, ...)` that the program draws is stream k of the design, the
+    members of a unit next to each other: `mean + std w` with `w` from the design, for `randn`,
+    `randn_like`, `normal_` and `torch.normal`. Uniform numbers are `Phi(w)`, hence `u` and `1 - u`
+    in an antithetic pair. A whole batch of draws `(1, ...)`, as from a list of generators, fills one
+    stream row by row. **The program's own generators and seeds are ignored.**
+
+    Draws of numpy and of other threads are beyond reach; with `network`, the first input of that
+    module must be the design's first stream, up to scale and to what all members of a unit (or, of
+    a design with one member, all rows) have in common.
+
+    Args:
+        design: from `antinb.noise`.
+        seed: non-negative integer; it is the only seed that counts.
+        units: unit numbers of the batch, all of them if None.
+        shared: shapes of draws that are the same for the whole batch, such as a fixed projection.
+        network: the denoiser, or whatever takes the initial noise first.
+
+    Raises:
+        ValueError: inside, for a draw of another shape, another random operation (`randint`,
+            `bernoulli`, dropout, ...), a module in training mode, a generator that is reseeded
+            between draws, nested use, or a network whose first input is not the design's noise; at
+            the end, if nothing was drawn or a batch of draws `(1, ...)` is incomplete.
+
+    Examples:
+        >>> import torch
+        >>> from antinb import draws, noise
+        >>> with draws.using(noise.antithetic(8), seed=0):
+        ...     start, step = torch.randn(16, 3, 4, 4), torch.randn(16, 3, 4, 4)
+        >>> bool((step[0::2] == -step[1::2]).all())
+        True
+    """
+    numbers = range(design.units) if units is None else units
+
+    def source(stream: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return rows(design, shape, seed=seed, units=numbers, stream=stream)
+
+    def common(index: int, shape: tuple[int, ...]) -> torch.Tensor:
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+        return torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+    mode = Draws(source, len(numbers) * design.members, {tuple(shape): common for shape in shared})
+    group = design.members if design.members > 1 else mode.rows
+    check = FirstInput(mode.rows, lambda: mode.start, group)
+    hooks = [] if network is None else [network.register_forward_pre_hook(check, with_kwargs=True)]
+    try:
+        with warnings.catch_warnings(), mode:
+            warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global hooks", UserWarning)
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    mode.finish()
+    if not mode.streams:
+        raise ValueError(f"the program drew no tensor of {mode.rows} rows: none of its noise is the design's")
+
+
+class Draws(TorchDispatchMode):
+    """The dispatch mode behind `using`: `source(stream, shape)` gives `(rows, *shape)`.
+
+    Attributes:
+        rows: first axis of every draw.
+        streams: number of streams drawn so far.
+        start: the numbers of stream 0.
+    """
+
+    def __init__(self, source: StepNoise, rows: int, shared: dict[tuple[int, ...], StepNoise] | None = None) -> None:
+        super().__init__()
+        self.source, self.rows, self.shared = source, rows, shared or {}
+        self.streams, self.start = 0, None
+        self._pending: list[torch.Tensor] = []
+        self._common = 0
+        self._generators: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
+
+    def __enter__(self) -> Draws:
+        """Take over the draws of this thread."""
+        if getattr(_active, "mode", None) is not None:
+            raise ValueError("draws cannot be nested: another design already supplies this program's noise")
+        thread = threading.get_ident()
+
+        def refuse_training(module: torch.nn.Module, _: object) -> None:
+            if module.training and threading.get_ident() == thread:
+                name = type(module).__name__
+                raise ValueError(f"modules must be in evaluation mode, call .eval(): {name} is in training mode")
+
+        _active.mode = self
+        self._hook = register_module_forward_pre_hook(refuse_training)
+        return super().__enter__()
+
+    def __exit__(self, *details: object) -> None:
+        """Give the draws back."""
+        self._hook.remove()
+        _active.mode = None
+        super().__exit__(*details)
+
+    def finish(self) -> None:
+        """Refuse a batch of single draws that is not complete."""
+        if self._pending:
+            drawn = self.rows - len(self._pending)
+            raise ValueError(f"draws of shape (1, ...) must come {self.rows} at a time, one a row; got {drawn}")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        """Run the operation; if it draws, put the design's numbers into its result."""
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        names = [argument.name for argument in func._schema.arguments]
+        given = {argument.name: argument.default_value for argument in func._schema.arguments}
+        given |= dict(zip(names, args, strict=False)) | kwargs
+        kind = func.overloadpacket
+        if kind not in NORMAL | UNIFORM:
+            if 0 in (given.get("dropout_p"), given.get("p")) or given.get("train") is False:
+                return func(*args, **kwargs)
+            raise ValueError(f"only normal and uniform draws can follow a design; the program calls {kind.__name__!r}")
+        result = self._watched(func, args, kwargs, given.get("generator"))
+        if not result.is_floating_point():
+            raise ValueError(f"only real floating-point draws can follow a design; got {result.dtype}")
+        if result.numel() == 0:
+            return result
+        w = self._next(tuple(result.shape)).to(result.device)
+        if kind in UNIFORM:
+            low, high = given.get("from", 0.0), given.get("to", 1.0)
+            edge = torch.finfo(torch.float32).eps / 2
+            return result.copy_(low + (high - low) * torch.special.ndtr(w.double()).clamp(edge, 1 - edge))
+        mean, std = given.get("mean", 0.0), given.get("std", 1.0)
+        return result.copy_(mean + std * w.to(result.dtype))
+
+    def _next(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if shape in self.shared:
+            self._common += 1
+            return self.shared[shape](self._common - 1, shape)
+        if shape and shape[0] == 1 < self.rows:
+            self._pending = self._pending or list(self._stream(shape[1:]).split(1))
+            if self._pending[0].shape != shape:
+                raise ValueError(f"draws (1, ...) of one batch must agree; got {shape} after {self._pending[0].shape}")
+            return self._pending.pop(0)
+        self.finish()
+        if not shape or shape[0] != self.rows:
+            raise ValueError(
+                f"a draw must have {self.rows} rows, units times members, or a shape named in shared=; got {shape}"
+            )
+        return self._stream(shape[1:])
+
+    def _stream(self, shape: tuple[int, ...]) -> torch.Tensor:
+        values = self.source(self.streams, shape)
+        if self.streams == 0:
+            self.start = values
+        self.streams += 1
+        return values
+
+    def _watched(self, func, args, kwargs, generator: torch.Generator | None) -> torch.Tensor:  # noqa: ANN001
+        """Run a draw for the shape and layout of its result; refuse a generator that was set back."""
+        own = torch.default_generator if generator is None else generator
+        known = self._generators.get(id(own))
+        if known is not None and not torch.equal(own.get_state(), known[1]):
+            raise ValueError(f"the program reseeds its generator between draws: {REPEATS}")
+        seeds = [other.initial_seed() for other, _ in self._generators.values() if other is not torch.default_generator]
+        if known is None and generator is not None and own.initial_seed() in seeds:
+            raise ValueError(f"the program seeds another generator with {own.initial_seed()}: {REPEATS}")
+        result = func(*args, **kwargs)
+        self._generators[id(own)] = (own, own.get_state())
+        return result
+
+
+class FirstInput:
+    """Forward pre-hook that looks once at a network's first input: is it the start, up to scale?
+
+    What the rows of a group have in common is left out of the comparison, unless the group is one row.
+    """
+
+    def __init__(self, rows: int, start: Callable[[], torch.Tensor | None], group: int) -> None:
+        self.rows, self.start, self.group, self.seen = rows, start, group, False
+
+    def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        """Compare the first tensor of `rows` rows, or of a multiple of them, with the start."""
+        if self.seen:
+            return
+        self.seen, start, name = True, self.start(), type(module).__name__
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        inputs = [value for value in tensors if value.ndim > 1 and len(value) % self.rows == 0]
+        if start is None or not inputs or inputs[0][: self.rows].numel() != start.numel():
+            raise ValueError(f"{name} got an input that no draw of {self.rows} rows went into: {BEYOND}")
+        x, z = (self._deviations(value) for value in (inputs[0][: self.rows], start))
+        scale = (x * z).sum() / z.square().sum()
+        if not (x - scale * z).norm() < TOLERANCE * (scale * z).norm():
+            raise ValueError(f"the first input of {name} is not the design's noise: {BEYOND}")
+
+    def _deviations(self, values: torch.Tensor) -> torch.Tensor:
+        groups = values.detach().cpu().double().reshape(-1, self.group, values[0].numel())
+        return groups - groups.mean(1, keepdim=True) if self.group > 1 else groups
+
+
+def supply(rows: int, draw: StepNoise | None, numbers: Iterator[int], start: torch.Tensor | None = None) -> Draws:
+    """Return the mode in which the draws of `rows` rows are the streams `numbers`: stream 0 is `start`.
+
+    Raises:
+        ValueError: inside, if step noise is drawn and there is no `draw`, or a stream has not the shape drawn.
+    """
+
+    def source(_: int, shape: tuple[int, ...]) -> torch.Tensor:
+        number = next(numbers)
+        if number and draw is None:
+            raise ValueError("the sampler draws step noise: it needs draw=, which antinb.sample gives")
+        noise = draw(number, shape) if number else start
+        if noise.shape != (rows, *shape):
+            raise ValueError(f"the program draws {(rows, *shape)} as stream {number}; got {tuple(noise.shape)}")
+        return noise
+
+    return Draws(source, rows)

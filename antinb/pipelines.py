@@ -1,0 +1,146 @@
+"""Programs of others as generators: any callable, any diffusers pipeline with a UNet, run as they are.
+
+What such a program draws while it runs is its step noise, and comes from `draw` (see `antinb.draws`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from diffusers import DiffusionPipeline
+
+from antinb.draws import FirstInput, StepNoise, supply
+from antinb.generators import check_noise, unet_shape
+from antinb.noise import check_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`; one network call an image.
+
+    What it draws itself is step noise: see `antinb.draws` for the draws that are understood.
+
+    Raises:
+        ValueError: if the shape is not of positive integers, or the function returns no such images.
+    """
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    shape: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
+    evaluations: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that is none."""
+        check_shape(self.shape)
+
+    @torch.no_grad()
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return `function(noise)`, or `function(noise, condition)` where a condition is given."""
+        check_noise(noise, tuple(self.shape))
+        arguments = [noise] if condition is None else [noise, condition]
+        with supply(len(noise), draw, itertools.count(1)) as mode:
+            images = self.function(*(argument.to(self.device) for argument in arguments))
+        mode.finish()
+        if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
+            found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
+            raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
+        return images
+
+    def describe(self) -> dict[str, object]:
+        """Return the name of the function and its network calls, for the record."""
+        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        return {"model": f"{self.function.__module__}.{name}", "evaluations": self.evaluations, "clip_image": False}
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """An unconditional or class-conditional diffusers pipeline, called as it is.
+
+    The noise goes in as `latents` where the pipeline takes them, otherwise as the first tensor that
+    it draws; what it draws after that is step noise. The network's first input must be the noise up
+    to scale. The images are what the pipeline returns: clipped.
+
+    Attributes:
+        pipeline: the pipeline, its networks in evaluation mode.
+        steps: its `num_inference_steps`.
+        options: further arguments of its call, such as `{"eta": 1.0}`.
+
+    Raises:
+        ValueError: if the pipeline has no `unet`, or its first input is not the noise.
+    """
+
+    pipeline: DiffusionPipeline
+    steps: int = 50
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a pipeline without a UNet."""
+        if not hasattr(self.pipeline, "unet"):
+            raise ValueError(f"a pipeline needs a unet; {type(self.pipeline).__name__} has none")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one noise, `(C, H, W)`."""
+        return unet_shape(self.pipeline.unet)
+
+    @property
+    def evaluations(self) -> int:
+        """Network calls for one image."""
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler.set_timesteps(self.steps)
+        return len(scheduler.timesteps)
+
+    @torch.no_grad()
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the images of the noise, `(B, C, H, W)` in [-1, 1]."""
+        check_noise(noise, self.shape)
+        unet, rows = self.pipeline.unet, len(noise)
+        call = {"batch_size": rows, "num_inference_steps": self.steps, "output_type": "np", **self.options}
+        if condition is not None:
+            call["class_labels"] = condition.to(unet.device)
+        latents = "latents" in inspect.signature(self.pipeline.__call__).parameters
+        if latents:
+            call["latents"] = noise.to(unet.device, unet.dtype)
+        mode = supply(rows, draw, itertools.count(int(latents)), noise)
+        check = unet.register_forward_pre_hook(FirstInput(rows, lambda: noise, 1), with_kwargs=True)
+        try:
+            with mode:
+                images = self.pipeline(**call).images
+        finally:
+            check.remove()
+        mode.finish()
+        return torch.from_numpy(images).movedim(-1, 1) * 2 - 1
+
+    def describe(self) -> dict[str, object]:
+        """Return pipeline, networks, scheduler, steps and options, for the record."""
+        settings = self.pipeline.scheduler.config
+        return {
+            "model": type(self.pipeline).__name__,
+            "weights_sha256": self._weights_sha256,
+            "scheduler": type(self.pipeline.scheduler).__name__,
+            "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+            "options": dict(self.options),
+            "clip_image": True,
+            "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
+        }
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.pipeline.unet.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Programs of others, unchanged: whole pipelines of diffusers and plain functions that draw."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import LINEAR, SHAPE, random_mixture, tiny_unet
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+)
+
+import antinb
+from antinb import draws, generators, noise
+
+DESIGN = noise.antithetic(4)
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.eval()
+    return pipeline
+
+
+@pytest.fixture
+def ddpm():
+    return quiet(DDPMPipeline(tiny_unet(), DDPMScheduler(1000)))
+
+
+@pytest.fixture
+def ddim():
+    return quiet(DDIMPipeline(tiny_unet(), DDIMScheduler(1000)))
+
+
+@pytest.fixture
+def consistency():
+    return quiet(ConsistencyModelPipeline(tiny_unet(3), CMStochasticIterativeScheduler(num_train_timesteps=40)))
+
+
+def pixels(run):
+    images = run["image"].values
+    return ((images.reshape(-1, *images.shape[2:]) + 1) / 2).clip(0, 1)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddim"])
+def test_an_unchanged_pipeline_follows_the_design(kind, request):
+    """Draws inside the pipeline, the pipeline as a generator, and antinb's own loop give the same pixels."""
+    pipeline = request.getfixturevalue(kind)
+    options, own = ({}, {"scheduler": "ddpm"}) if kind == "ddpm" else ({"eta": 1.0}, {"eta": 1.0})
+    with draws.using(DESIGN, seed=2, network=pipeline.unet):
+        inside = pipeline(batch_size=8, num_inference_steps=6, output_type="np", **options).images
+    loop = generators.from_unet(pipeline.unet, pipeline.scheduler.config).with_(steps=6, **own)
+    runs = [
+        antinb.sample(generator, DESIGN, seed=2, progress=False, batch=8)
+        for generator in (antinb.load(pipeline, steps=6, **options), loop)
+    ]
+    for run in runs:
+        np.testing.assert_allclose(pixels(run), inside.transpose(0, 3, 1, 2), atol=2e-5)
+    assert np.ptp(inside) > 0.5
+
+
+def test_all_noise_is_negated_and_the_start_alone_is_not_enough():
+    """For one Gaussian the stochastic sampler is affine: all noise negated, pairs are mirrored exactly."""
+    generator = generators.from_mixture(random_mixture(components=1), SHAPE, LINEAR).with_(steps=20, scheduler="ddpm")
+    whole = antinb.sample(generator, noise.antithetic(30), seed=0, progress=False)["image"].astype(float)
+    start = antinb.sample(generator, noise.antithetic(30, start_only=True), seed=0, progress=False)["image"].astype(
+        float
+    )
+    np.testing.assert_array_equal(whole[:, 0], start[:, 0])
+    centre = whole.mean("member")
+    np.testing.assert_allclose(centre, np.broadcast_to(centre[0], centre.shape), atol=1e-5)
+    shared = start.mean("member") - centre
+    assert (shared.var() / (whole - centre).var()).item() > 0.3
+
+
+def test_latents_and_step_noise_of_a_consistency_model(consistency):
+    run = antinb.sample(antinb.load(consistency, steps=3), DESIGN, seed=2, progress=False, batch=8)
+    streams = [torch.from_numpy(DESIGN.draw((3, 8, 8), seed=2, stream=k)).flatten(0, 1) for k in range(3)]
+    scheduler = consistency.scheduler
+    scheduler.set_timesteps(3)
+    x, rest = streams[0] * scheduler.init_noise_sigma, iter(streams[1:])
+    sigmas = scheduler.sigmas
+    with torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            skip, out = scheduler.get_scalings_for_boundary_condition(sigmas[step])
+            scaled = x / (sigmas[step] ** 2 + scheduler.config.sigma_data**2) ** 0.5
+            x = (out * consistency.unet(scaled, t).sample + skip * x).clamp(-1, 1)
+            following = sigmas[step + 1].clamp(scheduler.config.sigma_min, scheduler.config.sigma_max)
+            if step < 2:
+                x = x + (following**2 - scheduler.config.sigma_min**2) ** 0.5 * next(rest)
+    np.testing.assert_allclose(pixels(run), (x.numpy() / 2 + 0.5).clip(0, 1), atol=2e-5)
+
+
+def noisy(z):
+    return z + torch.randn_like(z) * 0.5
+
+
+def test_what_a_function_draws_is_step_noise():
+    run = antinb.sample(antinb.load(noisy, shape=SHAPE), DESIGN, seed=1, progress=False, batch=3)
+    expected = DESIGN.draw(SHAPE, seed=1) + 0.5 * DESIGN.draw(SHAPE, seed=1, stream=1)
+    np.testing.assert_allclose(run["image"], expected, atol=1e-6)
+    np.testing.assert_allclose(run["image"][:, 0], -run["image"][:, 1], atol=1e-6)
+    with pytest.raises(ValueError, match="draw="):
+        antinb.load(noisy, shape=SHAPE).generate(torch.zeros(2, *SHAPE))
+    with pytest.raises(ValueError, match=r"2 rows.*\(5,\)"):
+        antinb.load(lambda z: z + torch.randn(5).mean(), shape=SHAPE).generate(torch.zeros(2, *SHAPE))
+
+
+def test_the_record_names_pipeline_weights_and_scheduler(ddpm, ddim):
+    record = antinb.load(ddim, steps=6, eta=0.5).describe()
+    assert (record["model"], record["scheduler"], record["options"]) == ("DDIMPipeline", "DDIMScheduler", {"eta": 0.5})
+    assert record["evaluations"] == 6
+    before = antinb.load(ddpm, steps=6).describe()["weights_sha256"]
+    assert before == record["weights_sha256"]
+    with torch.no_grad():
+        next(ddpm.unet.parameters()).add_(1)
+    assert antinb.load(ddpm, steps=6).describe()["weights_sha256"] != before
+
+
+def test_what_a_pipeline_does_not_take_is_refused(ddpm):
+    for options, message in (({"eta": 0.5}, "eta="), ({"guidance": 2.0}, "guidance="), ({"shape": SHAPE}, "shape=")):
+        with pytest.raises(ValueError, match=message):
+            antinb.load(ddpm, **options)
+    ddpm.unet.train()
+    with pytest.raises(ValueError, match="UNet2DModel is in training mode"):
+        antinb.load(ddpm, steps=2).generate(torch.zeros(2, *SHAPE))
+
+
+def test_a_pipeline_that_changes_the_start_is_refused(ddpm, monkeypatch):
+    from diffusers.pipelines.ddpm import pipeline_ddpm
+
+    def by_numpy(shape, **_):
+        return torch.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+
+    monkeypatch.setattr(pipeline_ddpm, "randn_tensor", by_numpy)
+    with pytest.raises(ValueError, match="not the design's noise"):
+        antinb.load(ddpm, steps=2).generate(torch.randn(2, *SHAPE))

@@ -1,0 +1,218 @@
+"""Runs that are killed, extended, moved or starved of disk: nothing is lost, nothing half-written."""
+
+import errno
+import multiprocessing
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+from conftest import LINEAR, SHAPE, tiny_unet
+
+import antinb
+from antinb import dataset, generators, noise
+
+
+def cheap(z):
+    time.sleep(0.002)
+    return torch.tanh(z.reshape(len(z), 1, 8, 8))
+
+
+def failing(z):
+    raise AssertionError("a finished unit was computed again")
+
+
+failing.__qualname__ = cheap.__qualname__
+
+
+def run(store, units=256, function=cheap, **options):
+    settings = {"seed": 3, "batch": 8, "progress": False, **options}
+    return antinb.sample(antinb.load(function, shape=SHAPE), noise.antithetic(units), store=store, **settings)
+
+
+def contents(store):
+    """Return every file of a store with its bytes."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in Path(store).rglob("*") if path.is_file()}
+
+
+def child(store):
+    torch.set_num_threads(1)
+    run(store)
+
+
+def test_twenty_kills_change_no_byte(tmp_path):
+    """A run killed by SIGKILL at 20 random moments, each time started again, equals one never killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["antinb.sampling", "antinb.zoo", "test_resume"])
+
+    def started(store):
+        process = context.Process(target=child, args=(store,))
+        process.start()
+        return process
+
+    warm = started(tmp_path / "warm.zarr")
+    warm.join()
+    whole = started(tmp_path / "whole.zarr")
+    begin = time.monotonic()
+    whole.join()
+    length = time.monotonic() - begin
+    assert whole.exitcode == 0
+    rng, killed, states = np.random.default_rng(0), 0, set()
+    while killed < 20:
+        process = started(tmp_path / "killed.zarr")
+        time.sleep(rng.uniform(0, length / 4))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+        states.add(len(contents(tmp_path / "killed.zarr")) if (tmp_path / "killed.zarr").exists() else 0)
+    assert len(states) > 4
+    last = started(tmp_path / "killed.zarr")
+    last.join()
+    assert last.exitcode == 0
+    assert contents(tmp_path / "killed.zarr") == contents(tmp_path / "whole.zarr")
+    assert not (tmp_path / "killed.zarr.partial").exists()
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    first = run(tmp_path / "run.zarr", 12).load()
+    xr.testing.assert_identical(run(tmp_path / "run.zarr", 12, failing).load(), first)
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 24), (10, 23)])
+def test_an_extended_run_keeps_what_it_had(tmp_path, before, after):
+    first = run(tmp_path / "run.zarr", before).load()
+    longer = run(tmp_path / "run.zarr", after).load()
+    xr.testing.assert_identical(longer.isel(unit=slice(before)), first)
+    fresh = run(tmp_path / "fresh.zarr", after).load()
+    xr.testing.assert_allclose(longer, fresh, rtol=0, atol=1e-6)
+    if before % 4 == 0:
+        assert contents(tmp_path / "run.zarr") == contents(tmp_path / "fresh.zarr")
+
+
+def test_256_pairs_extended_to_400(tmp_path):
+    first = run(tmp_path / "run.zarr", 256)["image"].values
+    longer = run(tmp_path / "run.zarr", 400)
+    assert np.array_equal(longer["image"][:256], first)
+    assert longer.sizes["unit"] == 400
+    assert np.array_equal(longer["unit"], np.arange(400))
+
+
+def test_a_kill_between_the_steps_of_an_extension_is_mended(tmp_path):
+    run(tmp_path / "run.zarr", 8)
+    fresh = contents((run(tmp_path / "fresh.zarr", 16), tmp_path / "fresh.zarr")[1])
+    group = zarr.open_group(tmp_path / "run.zarr")
+    group["image"].resize((16, *group["image"].shape[1:]))
+    (tmp_path / "run.zarr" / "image" / "c" / "stray.partial").write_bytes(b"half a chunk")
+    run(tmp_path / "run.zarr", 16)
+    assert contents(tmp_path / "run.zarr") == fresh
+
+
+def test_conditions_are_extended_and_compared(tmp_path):
+    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
+    settings = {"seed": 0, "batch": 4, "progress": False, "store": tmp_path / "run.zarr"}
+    antinb.sample(generator, noise.antithetic(4), condition=[0, 1, 2, 0], **settings)
+    longer = antinb.sample(generator, noise.antithetic(6), condition=[0, 1, 2, 0, 1, 1], **settings)
+    assert longer["condition"].values.tolist() == [0, 1, 2, 0, 1, 1]
+    with pytest.raises(ValueError, match="other conditions"):
+        antinb.sample(generator, noise.antithetic(7), condition=[0, 1, 1, 0, 1, 1, 2], **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "seed is 3 there, 4 here"),
+        ({"batch": 6}, "batch is 8 there, 6 here"),
+        ({"function": lambda z: z}, "model is '.*cheap' there, '.*lambda.*' here"),
+        ({"units": 4}, "8 units; .* not cut to 4"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_difference(tmp_path, change, message):
+    run(tmp_path / "run.zarr", 8)
+    before = contents(tmp_path / "run.zarr")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run.zarr", **{"units": 16, **change})
+    assert contents(tmp_path / "run.zarr") == before
+
+
+def test_another_design_is_refused(tmp_path):
+    run(tmp_path / "run.zarr", 8)
+    with pytest.raises(ValueError, match="design is {'name': 'antithetic'.* there, {'name': 'iid'"):
+        antinb.sample(
+            antinb.load(cheap, shape=SHAPE), noise.iid(8), seed=3, batch=8, store=tmp_path / "run.zarr", progress=False
+        )
+
+
+@pytest.mark.parametrize("occupied", ["file", "folder", "other zarr"])
+def test_what_is_no_run_is_left_alone(tmp_path, occupied):
+    store = tmp_path / "there"
+    if occupied == "file":
+        store.write_text("mine")
+    elif occupied == "folder":
+        store.mkdir()
+        (store / "notes").write_text("mine")
+    else:
+        xr.Dataset({"a": ("x", [1.0])}).to_zarr(store, consolidated=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="no run of antinb"):
+        run(store, 8)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("chunks", [0, 3])
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on(tmp_path, monkeypatch, chunks):
+    """The k-th write of images fails as on a full disk; with room again the store is as if nothing had happened."""
+    write, written = zarr.Array.__setitem__, []
+
+    def full(array, selection, value):
+        if array.basename == "image":
+            if len(written) == chunks:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(selection)
+        write(array, selection, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__setitem__", full)
+        with pytest.raises(OSError, match="cannot be written: No space left on device; what is stored stays"):
+            run(tmp_path / "run.zarr", 24)
+    with pytest.raises(ValueError, match=f"{4 * chunks} of 24 units are done"):
+        dataset.open(tmp_path / "run.zarr")
+    run(tmp_path / "run.zarr", 24)
+    run(tmp_path / "fresh.zarr", 24)
+    assert contents(tmp_path / "run.zarr") == contents(tmp_path / "fresh.zarr")
+
+
+def limited(store, size):
+    """Run with a limit on the size of any file: writing past it fails like a full disk."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        run(store, 16)
+    except OSError as error:
+        raise SystemExit(0 if "cannot be written: File too large" in str(error) else 2) from None
+
+
+@pytest.mark.parametrize("size", [100, 1800])
+def test_a_real_failing_write_leaves_whole_chunks_only(tmp_path, size):
+    """At 100 bytes not even the metadata fit, so there is no store; at 1800 the metadata do, a chunk does not."""
+    process = multiprocessing.get_context("forkserver").Process(target=limited, args=(tmp_path / "run.zarr", size))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "run.zarr").exists() == (size == 1800)
+    assert list(tmp_path.rglob("*.partial")) == []
+    run(tmp_path / "run.zarr", 16)
+    run(tmp_path / "fresh.zarr", 16)
+    assert contents(tmp_path / "run.zarr") == contents(tmp_path / "fresh.zarr")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file/run\.zarr' cannot be written: Not a directory"):
+        run(tmp_path / "file" / "run.zarr", 4)
