@@ -24,9 +24,12 @@ from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
 from antinb import dataset
+from antinb.noise import at_least, number
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BLOCKS = 50
+LEVELS = (0.01, 0.9999)
+STEPPED = ("state", "predicted_noise")
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -70,17 +73,19 @@ def rr(data: xr.Dataset, *, centred: bool = False) -> np.ndarray:
 def histogram(data: xr.Dataset, *, centred: bool = False, bins: int = 60) -> pd.DataFrame:
     """Return the density of the single correlations, a row a bin of [-1, 1]: `pairs, left, right, density`.
 
-    Each of PN and RR integrates to one; undefined correlations are left out.
+    Each of PN and RR integrates to one; undefined correlations are left out, and NaN if there are no others.
     """
-    edges = np.linspace(-1, 1, bins + 1)
+    edges = np.linspace(-1, 1, at_least(1, "bins", bins, 10_000) + 1)
     values = {"RR": rr(data, centred=centred)}
     if data.sizes["member"] > 1:
         values = {"PN": pn(data, centred=centred).values} | values
-    return pd.concat(
-        pd.DataFrame({"pairs": kind, "left": edges[:-1], "right": edges[1:], "density": density})
-        for kind, single in values.items()
-        for density in [np.histogram(single[np.isfinite(single)], edges, density=True)[0]]
-    )
+    tables = []
+    for kind, single in values.items():
+        defined = single[np.isfinite(single)]
+        counts = np.histogram(defined.clip(-1, 1), edges)[0]
+        density = counts * len(counts) / (2 * defined.size) if defined.size else np.full(len(counts), np.nan)
+        tables.append(pd.DataFrame({"pairs": kind, "left": edges[:-1], "right": edges[1:], "density": density}))
+    return pd.concat(tables)
 
 
 def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
@@ -99,12 +104,11 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     degenerate and its interval too wide: a nominal 95% covers 99% and more.
 
     Raises:
-        ValueError: if there are fewer than 8 units a condition, or the level is not in (0, 1).
+        ValueError: if there are fewer than 8 units a condition, or the level is not from 0.01 to 0.9999.
 
     Source: Jia et al., arXiv 2506.06185, section 3; the cross-fitting and the intervals are antinb's.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1; got {level!r}")
+    number("level", level, *LEVELS)
     images, strata = _arrays(data)
     units, members = images.shape[:2]
     conditions = len(np.unique(strata[:, 0]))
@@ -124,7 +128,8 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
                     quantiles = {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
                     spread |= {"sd": defined.std(ddof=1), **quantiles}
             if kind == "PN" and conditions == 1 and defined.size > 1:
-                mean, method = (defined.mean(), *DescrStatsW(defined).tconfint_mean(1 - level)), "t over units"
+                own = _t_row(singles, level)
+                mean, method = (own["estimate"], own["low"], own["high"]), own["method"]
             row = {"pairs": kind, "centred": centred, "estimate": mean[0], "low": mean[1], "high": mean[2]}
             row |= {"level": level, "method": method, "units": units, "evaluations": cost, **spread}
             rows.append(row | {"pooled": pooled[0], "pooled_low": pooled[1], "pooled_high": pooled[2]})
@@ -143,9 +148,70 @@ def pixel_map(data: xr.Dataset, *, min_sd: float = 2 / 255) -> xr.DataArray:
     """
     if data.sizes["member"] != 2:
         raise ValueError(f"a map over pairs needs two members a unit; got {data.sizes['member']}")
+    number("min_sd", min_sd, 0, 2)
     first, second = (data["image"].isel(member=member).astype(np.float64) for member in (0, 1))
     seen = np.minimum(first.std("unit"), second.std("unit")) >= min_sd
     return xr.corr(first, second, "unit").where(seen).rename("correlation").compute()
+
+
+def along(data: xr.Dataset, *, centred: bool = False, level: float = 0.95) -> pd.DataFrame:
+    """Return the mean PN correlation of states and predicted noises, a row a `variable` and `step`.
+
+    The run is one with trajectories. The `state` of step k is the one before that step, its last row
+    the image; `predicted_noise` has no such last row. Columns as in `summary`, the intervals t
+    intervals over units.
+
+    Raises:
+        ValueError: if the run has no trajectories, one member a unit, or fewer than 8 units.
+
+    Source: Jia et al., arXiv 2506.06185, section 3, correlation of predicted noises by step.
+    """
+    if "state" not in data:
+        raise ValueError(f"a run with trajectories holds a 'state'; got {list(data.data_vars)}")
+    parts = [(name, step, data[name].isel(step=step)) for name in STEPPED for step in range(data.sizes["step"])]
+    parts.insert(data.sizes["step"], ("state", data.sizes["step"], data["image"]))
+    rows = []
+    for name, step, images in parts:
+        values = pn(data.drop_vars(["image", *STEPPED]).assign(image=images), centred=centred).values
+        rows.append({"variable": name, "step": step, "pairs": "PN", "centred": centred, **_t_row(values, level)})
+    return pd.DataFrame(rows)
+
+
+def paired_difference(
+    first: xr.Dataset, second: xr.Dataset, *, centred: bool = False, level: float = 0.95
+) -> dict[str, float]:
+    """Return the mean over units of `pn(first) - pn(second)`, `estimate, low, high`, for runs of the same units.
+
+    Runs of one seed share the noise that their designs have in common, so that the difference of a
+    unit varies less than either correlation. The interval is a t interval over units.
+
+    Raises:
+        ValueError: if the runs differ in seed or number of units.
+    """
+    seeds, sizes = ([kind(run) for run in (first, second)] for kind in (_seed, lambda run: run.sizes["unit"]))
+    if len({*seeds}) > 1 or len({*sizes}) > 1:
+        raise ValueError(f"paired runs share seed and number of units; got seeds {seeds}, units {sizes}")
+    return _t_row((pn(first, centred=centred) - pn(second, centred=centred)).values, level)
+
+
+def _seed(data: xr.Dataset) -> object:
+    return dataset.config(data).get("seed")
+
+
+def _t_row(values: np.ndarray, level: float) -> dict[str, object]:
+    """Return mean and t interval of the defined values, one a unit."""
+    number("level", level, *LEVELS)
+    defined = values[np.isfinite(values)]
+    row = {"estimate": np.nan, "low": np.nan, "high": np.nan}
+    if defined.size > 1:
+        low, high = DescrStatsW(defined).tconfint_mean(1 - level)
+        row = {"estimate": defined.mean(), "low": low, "high": high}
+    return row | {
+        "level": level,
+        "method": "t over units",
+        "units": defined.size,
+        "undefined": values.size - defined.size,
+    }
 
 
 def _arrays(data: xr.Dataset, members: int = 1) -> tuple[np.ndarray, np.ndarray]:

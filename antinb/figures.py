@@ -95,3 +95,17 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     sns.despine(ax=ax, left=True)
     return ax
+
+
+def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
+    for (name, part), color in zip(table.groupby("variable"), sns.color_palette("dark"), strict=False):
+        ax.plot(part["step"], part["estimate"], marker=".", color=color, label=name.replace("_", " "))
+        ax.fill_between(part["step"], part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+    ax.axhline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set(xlabel="steps done", ylabel="correlation", ylim=(-1.05, 0.5))
+    ax.legend(frameon=False, loc="upper left")
+    sns.despine(ax=ax)
+    return ax

@@ -10,7 +10,6 @@ says what it is, for the record.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -21,7 +20,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from antinb.draws import StepNoise, supply
 from antinb.exact import Mixture
-from antinb.noise import check_shape
+from antinb.noise import check_shape, number
 
 SCHEDULERS = ("ddim", "ddpm", "dpmsolver++")
 
@@ -98,7 +97,7 @@ class Diffusion:
         eta: step noise of DDIM, from 0 (none) to 1 (as much as DDPM's).
         guidance: scale g of classifier-free guidance; 1 is none.
         null: the class that stands for no condition, where there is one.
-        compile: whether the network runs through `torch.compile`.
+        compile: whether the network runs through `torch.compile`, with its weights as constants.
         identity: name and sha256 of the weights, for the record.
     """
 
@@ -120,12 +119,13 @@ class Diffusion:
         levels = len(self._scheduler().alphas_cumprod)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= levels:
             raise ValueError(f"steps must be an integer from 1 to {levels}; got {self.steps!r}")
-        if not isinstance(self.eta, (int, float)) or not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be a number from 0 to 1; got {self.eta!r}")
+        for name, value, wanted in (("clip", self.clip, (True, False, None)), ("compile", self.compile, (True, False))):
+            if not any(value is choice for choice in wanted):
+                raise ValueError(f"{name} must be one of {wanted}; got {value!r}")
+        number("eta", self.eta, 0, 1)
+        number("guidance", self.guidance, 0, 1e6)
         if self.eta and self.scheduler != "ddim":
             raise ValueError(f"eta belongs to the scheduler 'ddim'; got eta={self.eta!r} with {self.scheduler!r}")
-        if not isinstance(self.guidance, (int, float)) or not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance must be a finite number of at least 0; got {self.guidance!r}")
         if self.guidance != 1 and self.null is None:
             raise ValueError(f"guidance needs a conditional model with a null class; got guidance={self.guidance!r}")
 
@@ -238,7 +238,7 @@ class Diffusion:
 
     @cached_property
     def _compiled(self) -> NoisePrediction:
-        return torch.compile(self.network) if self.compile else self.network
+        return torch.compile(self.network, options={"freezing": True}) if self.compile else self.network
 
     def _scheduler(self) -> Scheduler:
         return make_scheduler(self.config, self.scheduler, clip=self.clip)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+SEEDS = 2**63 - 1
+
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Return `shape` as a tuple of positive integers; any other shape is a ValueError."""
@@ -26,11 +28,20 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def at_least(least: int, what: str, value: int) -> int:
-    """Return `value` as an int if it is an integer of at least `least`; otherwise a ValueError says what must be."""
+def at_least(least: int, what: str, value: int, most: int = 2**31 - 1) -> int:
+    """Return `value` as an int if it is an integer from `least` to `most`; otherwise a ValueError says what must be."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"{what} must be an integer of at least {least}; got {value!r}")
+    if value > most:
+        raise ValueError(f"{what} must be an integer of at most {most}; got {value}")
     return int(value)
+
+
+def number(what: str, value: float, low: float, high: float) -> float:
+    """Return `value` if it is a number from `low` to `high`; otherwise a ValueError says what must be."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+        raise ValueError(f"{what} must be a number from {low:g} to {high:g}; got {value!r}")
+    return float(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +94,7 @@ class Design:
             ((1, 2, 1, 2, 2), True)
         """
         sizes = check_shape(shape)
-        at_least(0, "seed", seed)
+        at_least(0, "seed", seed, SEEDS)
         at_least(0, "stream", stream)
         numbers = range(self.units) if units is None else units
         wrong = [number for number in numbers if not 0 <= number < self.units]

@@ -38,15 +38,17 @@ class Function:
 
     def __post_init__(self) -> None:
         """Refuse a shape that is none."""
-        check_shape(self.shape)
+        object.__setattr__(self, "shape", check_shape(self.shape))
 
     @torch.no_grad()
     def generate(
         self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return `function(noise)`, or `function(noise, condition)` where a condition is given."""
-        check_noise(noise, tuple(self.shape))
+        check_noise(noise, self.shape)
         arguments = [noise] if condition is None else [noise, condition]
+        if condition is not None and not self._takes(*arguments):
+            raise ValueError(f"{self.describe()['model']} takes no condition; got {condition.tolist()}")
         with supply(len(noise), draw, itertools.count(1)) as mode:
             images = self.function(*(argument.to(self.device) for argument in arguments))
         mode.finish()
@@ -54,6 +56,13 @@ class Function:
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
             raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
         return images
+
+    def _takes(self, *arguments: torch.Tensor) -> bool:
+        try:
+            inspect.signature(self.function).bind(*arguments)
+        except (TypeError, ValueError):  # another signature, or a builtin that has none
+            return False
+        return True
 
     def describe(self) -> dict[str, object]:
         """Return the name of the function and its network calls, for the record."""

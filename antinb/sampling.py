@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from pathlib import Path
 
 import dask.array
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from antinb import dataset
 from antinb.draws import rows
 from antinb.generators import Generator
-from antinb.noise import Design, at_least
+from antinb.noise import SEEDS, Design, at_least
 
 
 def sample(
@@ -61,7 +62,9 @@ def sample(
         >>> dict(run.sizes)
         {'unit': 3, 'member': 2, 'channel': 1, 'y': 28, 'x': 28}
     """
-    batch, seed = at_least(1, "batch", batch), at_least(0, "seed", seed)
+    batch, seed = at_least(1, "batch", batch), at_least(0, "seed", seed, SEEDS)
+    if not isinstance(store, (str, os.PathLike, type(None))):
+        raise ValueError(f"store must be a path or None; got {store!r}")
     if trajectory and not hasattr(generator, "trajectory"):
         raise ValueError(f"trajectories need a network with its scheduler; got a {type(generator).__name__}")
     conditions = _conditions(condition, design.units)

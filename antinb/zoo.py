@@ -81,13 +81,15 @@ def load(
     given = {name: value for name, value in settings.items() if value is not None}
     if isinstance(source, DiffusionPipeline):
         return _pipeline(source, given, shape)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda:0'; got {device!r}") from None
     if callable(source):
         if shape is None or given:
             raise ValueError(f"a callable needs shape= and takes no {', '.join(settings)}; got {shape=!r}, {given}")
-        place = torch.device(device)
-        return pipelines.Function(
-            source.to(place).eval() if isinstance(source, torch.nn.Module) else source, tuple(shape), place
-        )
+        module = isinstance(source, torch.nn.Module)
+        return pipelines.Function(source.to(place).eval() if module else source, shape, place)
     if shape is not None:
         raise ValueError(f"shape= belongs to a callable; {str(source)!r} has its own; got {shape!r}")
     shipped = registry()
@@ -100,7 +102,7 @@ def load(
         close = difflib.get_close_matches(str(source), shipped, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(shipped)}"
         raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
-    return _folder(folder, torch.device(device)).with_(**given)
+    return _folder(folder, place).with_(**given)
 
 
 def _pipeline(source: DiffusionPipeline, given: dict[str, object], shape: tuple[int, ...] | None) -> pipelines.Pipeline:

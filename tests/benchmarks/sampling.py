@@ -1,0 +1,134 @@
+"""What sampling costs beyond the network: ratios within one run, each with its bound.
+
+Run `python tests/benchmarks/sampling.py` on an idle machine; it prints a table and exits with 1 if
+a bound is broken. The two sides of a ratio are timed in turn, the order changing from pair to pair;
+the ratio is the median over pairs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import click
+import numpy as np
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+
+import antinb
+from antinb import generators, noise
+
+STEPS, BATCH, PAIRS, SEED = 10, 64, 64, 0
+DESIGN = noise.antithetic(PAIRS)
+Task = Callable[[], object]
+
+
+def seconds(task: Task) -> float:
+    """Return the wall time of one call."""
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
+def ratio(task: Task, reference: Task, repeats: int) -> float:
+    """Return the median over pairs of the time of `task` over that of `reference`, after one call of each."""
+    task(), reference()
+    ratios = []
+    for repeat in range(repeats):
+        if repeat % 2:
+            below, above = seconds(reference), seconds(task)
+        else:
+            above, below = seconds(task), seconds(reference)
+        ratios.append(above / below)
+    return float(np.median(ratios))
+
+
+def sample(generator: generators.Generator) -> Task:
+    """Return the task of sampling the design in memory."""
+    return lambda: antinb.sample(generator, DESIGN, seed=SEED, batch=BATCH, progress=False)
+
+
+def bare_calls(generator: generators.Diffusion) -> Task:
+    """Return the task of calling the network as often, on batches of the same size, and nothing else."""
+    batch = torch.randn(BATCH, *generator.shape)
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in range(2 * PAIRS // BATCH):
+                for t in generator.timesteps:
+                    generator.network(batch, torch.tensor(t), None)
+
+    return run
+
+
+def pipeline(folder: Path) -> Task:
+    """Return the task of making as many images with the pipeline of diffusers, to numpy."""
+    model = DDIMPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False).to(torch.float32)
+    model.scheduler = DDIMScheduler.from_config(model.scheduler.config)
+    model.set_progress_bar_config(disable=True)
+
+    def run() -> list[np.ndarray]:
+        count = 2 * PAIRS // BATCH
+        return [model(batch_size=BATCH, num_inference_steps=STEPS, output_type="np").images for _ in range(count)]
+
+    return run
+
+
+def drawing(generator: generators.Diffusion) -> Task:
+    """Return the task of drawing the noise of the design."""
+    return lambda: [
+        DESIGN.draw(generator.shape, seed=SEED, units=range(start, start + BATCH // 2))
+        for start in range(0, PAIRS, BATCH // 2)
+    ]
+
+
+def peak_megabytes(pairs: int) -> float:
+    """Return the peak memory of a process that stores so many pairs of a cheap callable, 24.6 kB a pair (Linux)."""
+    program = (
+        "import sys, torch, antinb; from antinb import noise; from pathlib import Path\n"
+        "generator = antinb.load(torch.tanh, shape=(3, 32, 32)); store = Path(sys.argv[1]) / 'run.zarr'\n"
+        "antinb.sample(generator, noise.antithetic(int(sys.argv[2])), seed=0, store=store, progress=False)\n"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", program, folder, str(pairs)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(found) / 1024
+
+
+@click.command()
+@click.option("--repeats", default=9, show_default=True, help="Pairs of runs behind each ratio.")
+def main(repeats: int) -> None:
+    """Measure, print the table, and exit with 1 if a bound is broken."""
+    generator = antinb.load("fashion-ddpm", steps=STEPS)
+    compiled = generator.with_(compile=True)
+    warm_up = seconds(sample(compiled))
+    rows = [
+        ("`sample` / bare network calls", ratio(sample(generator), bare_calls(generator), repeats), 1.05),
+        (
+            "`sample` / `DDIMPipeline` to numpy",
+            ratio(sample(generator), pipeline(antinb.zoo.DATA / "models" / "fashion-ddpm"), repeats),
+            1.0,
+        ),
+        (f"compiled / eager (warm-up {warm_up:.0f} s apart)", ratio(sample(compiled), sample(generator), repeats), 0.9),
+        ("drawing the noise / `sample`", ratio(drawing(generator), sample(generator), repeats), 0.01),
+        ("peak memory, 10,000 less 1,000 stored pairs (MB)", peak_megabytes(10_000) - peak_megabytes(1000), 100.0),
+    ]
+    click.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}\n")
+    click.echo("| measured | value | bound |\n|---|---|---|")
+    for name, value, bound in rows:
+        click.echo(f"| {name} | {value:.3f} | {bound:g} |")
+    if any(value > bound for _, value, bound in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
