@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import LINEAR, SHAPE, random_mixture
 from scipy import stats
 
-from antinb import correlation, dataset
+import antinb
+from antinb import correlation, dataset, generators, noise
 
 
 def run_of(images, **coords):
@@ -206,3 +208,38 @@ def test_histogram_is_the_density_of_the_single_correlations():
         assert (part["density"] * 0.2).sum() == pytest.approx(1)
         share = part["density"].iloc[3] * 0.2
         assert share == pytest.approx(np.mean((values >= -0.4) & (values < -0.2)))
+
+
+@pytest.fixture(scope="module")
+def paths():
+    generator = generators.from_mixture(random_mixture(), SHAPE, LINEAR).with_(steps=5)
+    return antinb.sample(generator, noise.antithetic(40), seed=0, trajectory=True, progress=False)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_rows_along_the_way_are_correlations_of_single_steps(paths, centred):
+    table = correlation.along(paths, centred=centred).set_index(["variable", "step"])
+    assert len(table) == 2 * 5 + 1
+    for (name, step), row in table.iterrows():
+        images = paths["image"] if step == 5 else paths[name].isel(step=step)
+        values = correlation.pn(paths[["image"]].assign(image=images), centred=centred).values
+        low, high = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
+        np.testing.assert_allclose([row["estimate"], row["low"], row["high"]], [values.mean(), low, high])
+    np.testing.assert_allclose(table.loc[("state", 0), "estimate"], -1, atol=0.03 if centred else 1e-6)
+
+
+def test_a_paired_difference_is_taken_within_units(pairs):
+    other = pairs.assign(image=pairs["image"] + 0.5 * pairs["image"].isel(member=0))
+    found = correlation.paired_difference(pairs, other)
+    differences = (correlation.pn(pairs) - correlation.pn(other)).values
+    expected = stats.ttest_rel(correlation.pn(pairs), correlation.pn(other)).confidence_interval(0.95)
+    np.testing.assert_allclose(
+        [found["low"], found["estimate"], found["high"]], [expected.low, differences.mean(), expected.high]
+    )
+    with pytest.raises(ValueError, match="units \\[200, 100\\]"):
+        correlation.paired_difference(pairs, pairs.isel(unit=slice(100)))
+
+
+def test_trajectories_are_asked_for(pairs):
+    with pytest.raises(ValueError, match="holds a 'state'"):
+        correlation.along(pairs)

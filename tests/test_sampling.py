@@ -125,3 +125,24 @@ def test_what_is_no_run_is_refused(pairs, tmp_path):
         dataset.check(pairs.transpose("member", "unit", ...))
     with pytest.raises(ValueError, match="config_hash"):
         dataset.check(pairs.assign_attrs(seed="7"))
+
+
+def test_trajectories_are_stored_like_images(mixture_generator, tmp_path):
+    design = noise.antithetic(5)
+    arguments = {"seed": 1, "batch": 4, "progress": False, "trajectory": True}
+    memory = antinb.sample(mixture_generator.with_(steps=3, eta=1.0), design, **arguments)
+    stored = antinb.sample(mixture_generator.with_(steps=3, eta=1.0), design, store=tmp_path / "run.zarr", **arguments)
+    xr.testing.assert_identical(memory, stored.drop_vars("done").compute())
+    assert memory["state"].dims == ("unit", "member", "step", "channel", "y", "x")
+    np.testing.assert_array_equal(memory["state"].isel(step=0), design.draw(SHAPE, seed=1))
+    assert memory["timestep"].values.tolist() == [666, 333, 0]
+    plain = antinb.sample(mixture_generator.with_(steps=3, eta=1.0), design, **{**arguments, "trajectory": False})
+    np.testing.assert_array_equal(plain["image"], memory["image"])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_step_noise_belongs_to_the_unit_whatever_the_batch(mixture_generator, batch):
+    generator = mixture_generator.with_(steps=4, scheduler="ddpm")
+    whole = antinb.sample(generator, noise.simplex(4, 3), seed=1, batch=64, progress=False)
+    cut = antinb.sample(generator, noise.simplex(4, 3), seed=1, batch=batch, progress=False)
+    np.testing.assert_allclose(cut["image"], whole["image"], atol=1e-4)
