@@ -3,8 +3,8 @@
 Run `python data/recipes/card.py fashion-ddpm --data fashion_mnist.npz --curve build/fashion-ddpm/curve.csv`.
 
 Samples are drawn blind: the first units of seed 0, none left out. Fashion models are measured in
-the 64 features of `fashion-classifier`, 10,000 samples beside 10,000 training images, both against
-the 10,000 test images.
+the 64 features of `fashion-classifier`, 10,000 samples of DDIM beside 10,000 training images, both
+against the 10,000 test images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import xarray as xr
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import antinb
-from antinb import figures, noise
+from antinb import figures, generators, noise
 
 MODELS = antinb.zoo.DATA / "models"
 
@@ -56,14 +56,21 @@ def class_shares(pixels: np.ndarray) -> np.ndarray:
     return np.bincount(fashion_classifier.outputs(network, images.scaled(pixels)).argmax(1), minlength=10) / len(pixels)
 
 
-def draw(run: xr.Dataset, folder: Path) -> None:
-    """Write `grid.png`, 64 samples, and `pairs.png`, 12 antithetic pairs."""
+def draw_grid(run: xr.Dataset, path: Path) -> None:
+    """Write a sheet of the first 64 units of a run, one image each."""
     first = run["image"].isel(member=0, unit=slice(64)).to_numpy()
     sheet = first.reshape(16, 4, *first.shape[1:])
-    attrs = run["image"].attrs
+    grid = xr.DataArray(sheet, dims=("column", "row", "channel", "y", "x"), attrs=run["image"].attrs)
+    figures.image_grid(grid, rows=[""] * 4).figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def draw(generator: generators.Diffusion, folder: Path) -> None:
+    """Write `grid.png`, 64 samples of DDPM, `grid-ddim.png`, 64 of DDIM, and `pairs.png`, 12 pairs of DDIM."""
     sns.set_theme(style="white")
-    grid = xr.DataArray(sheet, dims=("column", "row", "channel", "y", "x"), attrs=attrs)
-    figures.image_grid(grid, rows=[""] * 4).figure.savefig(folder / "grid.png", dpi=110, bbox_inches="tight")
+    design = noise.antithetic(64)
+    draw_grid(antinb.sample(generator.with_(steps=50, scheduler="ddpm"), design, seed=0), folder / "grid.png")
+    run = antinb.sample(generator, design, seed=0)
+    draw_grid(run, folder / "grid-ddim.png")
     pairs = figures.image_grid(run["image"].isel(unit=slice(12)), rows=["from z", "from −z"])
     pairs.figure.savefig(folder / "pairs.png", dpi=110, bbox_inches="tight")
 
@@ -89,7 +96,7 @@ def card(name: str, data: Path | None, curve: Path | None, steps: int, count: in
     """Draw the pictures of model NAME and, for a Fashion model, write its quality.json."""
     folder = MODELS / name
     generator = antinb.load(name, steps=steps)
-    draw(antinb.sample(generator, noise.antithetic(64), seed=0), folder)
+    draw(generator, folder)
     if curve:
         draw_curve(curve, folder)
     if not count:
