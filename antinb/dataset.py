@@ -17,6 +17,7 @@ import zarr
 
 DIMS = ("unit", "member", "channel", "y", "x")
 STEPPED = ("unit", "member", "step", "channel", "y", "x")
+VARIABLES = ("image", "state", "predicted_noise")
 RANGE = (-1.0, 1.0)
 
 
@@ -54,7 +55,12 @@ def build(
 
 def config(data: xr.Dataset) -> dict[str, object]:
     """Return the configuration that `build` stored in the attrs."""
-    return {key: json.loads(value) for key, value in data.attrs.items() if key != "config_hash"}
+    return config_of(data.attrs)
+
+
+def config_of(attrs: Mapping[str, str]) -> dict[str, object]:
+    """Return the configuration in the attrs of a run or of its store."""
+    return {key: json.loads(value) for key, value in attrs.items() if key != "config_hash"}
 
 
 def check(data: xr.Dataset) -> xr.Dataset:
@@ -80,18 +86,46 @@ def open(store: str | Path) -> xr.Dataset:
 
     Raises:
         FileNotFoundError: if there is no such store.
-        ValueError: if it does not keep the schema or is not complete.
+        ValueError: if it is no run, does not keep the schema, or lacks some of its images.
     """
     if not Path(store).exists():
         raise FileNotFoundError(f"no run is stored at {str(store)!r}")
+    done = _chunks_done(_group(store, "r"))
+    if not done.all():
+        raise ValueError(f"the run is not complete: {int(done.sum())} of {done.size} units are done")
     return check(xr.open_zarr(store, consolidated=False))
+
+
+def _group(store: str | Path, mode: str) -> zarr.Group:
+    """Return the group of a stored run; anything else is refused."""
+    try:
+        group = zarr.open_group(store, mode=mode)
+        arrays = [group[name] for name in ("unit", "done", "image")]
+        config_of(group.attrs)
+    except (FileNotFoundError, FileExistsError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{str(store)!r} exists and is no run of antinb") from None
+    if not all(array.metadata.dimension_names[0] == "unit" for array in arrays):
+        raise ValueError(f"{str(store)!r} exists and is no run of antinb")
+    return group
+
+
+def _chunks_done(group: zarr.Group) -> np.ndarray:
+    """Return which units are done and have their images: a chunk that got lost is not done."""
+    done = group["done"][: group["unit"].shape[0]].astype(bool)
+    for name in VARIABLES:
+        if name in group:
+            shard, kept = group[name].chunks[0], Path(group.store.root) / name / "c"
+            for start in range(0, done.size, shard):
+                if not (kept / str(start // shard)).exists():
+                    done[start : start + shard] = False
+    return done
 
 
 def create(store: str | Path, run: xr.Dataset, shard: int) -> None:
     """Make a store with room for the run, a chunk a shard and none of it done; it appears at once or not at all."""
     run = run.assign(done=("unit", dask.array.zeros(run.sizes["unit"], dtype=bool, chunks=shard)))
     encoding = {name: {"chunks": (shard,)} for name in ("unit", "condition") if name in run.coords}
-    partial = Path(f"{store}.partial")
+    partial = Path(store).with_name(f"{Path(store).name}.partial")
     with _written(store):
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -102,55 +136,58 @@ def create(store: str | Path, run: xr.Dataset, shard: int) -> None:
             raise
 
 
-def resume(
-    store: str | Path, config: Mapping[str, object], units: int, condition: np.ndarray | None
-) -> np.ndarray | None:
-    """Return which of `units` units a store holds, `(units,)` boolean, making room for new ones; None if there is none.
-
-    What an interrupted write left behind is removed.
+def resume(store: str | Path, config: Mapping[str, object], units: int, condition: np.ndarray | None) -> np.ndarray:
+    """Return which of `units` units a store holds, `(units,)` boolean; nothing is changed.
 
     Raises:
         ValueError: if there is something else than a run, a run of another configuration (the
             difference is named) or of other conditions, or one of more units.
+    """
+    group = _group(store, "r")
+    stored, wanted = config_of(group.attrs), json.loads(json.dumps(config))
+    differing = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
+    if differing:
+        changes = (f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} here" for key in differing)
+        raise ValueError(f"{str(store)!r} holds a run of another configuration: {'; '.join(changes)}")
+    known = _chunks_done(group)
+    if known.size > units:
+        raise ValueError(f"{str(store)!r} holds {known.size} units; a run can be extended, not cut to {units}")
+    done = np.zeros(units, bool)
+    done[: known.size] = known
+    if condition is not None and not np.array_equal(group["condition"][: known.size][known], condition[done]):
+        raise ValueError(f"{str(store)!r} holds units of other conditions")
+    return done
+
+
+def extend(store: str | Path, units: int, condition: np.ndarray | None) -> None:
+    """Make room for `units` units and remove what an interrupted write left behind.
+
+    Raises:
         OSError: if the store cannot be written.
     """
-    if not Path(store).exists():
-        return None
-    try:
-        group = zarr.open_group(store, mode="r+")
-        stored = {key: json.loads(value) for key, value in group.attrs.items() if key != "config_hash"}
-        count = group["unit"].shape[0]
-    except (FileNotFoundError, FileExistsError, KeyError, ValueError):
-        raise ValueError(f"{str(store)!r} exists and is no run of antinb: name another store") from None
-    differing = sorted(key for key in {*stored, *config} if stored.get(key) != json.loads(json.dumps(config.get(key))))
-    if differing:
-        changes = (f"{key} is {stored.get(key)!r} there, {config.get(key)!r} here" for key in differing)
-        raise ValueError(f"{str(store)!r} holds a run of another configuration: {'; '.join(changes)}")
-    if count > units:
-        raise ValueError(f"{str(store)!r} holds {count} units; a run can be extended, not cut to {units}")
-    if condition is not None:
-        known = group["condition"][:]
-        if not np.array_equal(known, condition[: len(known)]):
-            raise ValueError(f"{str(store)!r} holds units of other conditions")
     with _written(store):
+        group = zarr.open_group(store, mode="r+")
         for stray in Path(store).rglob("*.partial"):
             stray.unlink()
         for name in sorted(group.array_keys()):
-            if "unit" in group[name].metadata.dimension_names and group[name].shape[0] < units:
+            if "unit" in group[name].metadata.dimension_names and group[name].shape[0] != units:
                 group[name].resize((units, *group[name].shape[1:]))
         group["unit"][:] = np.arange(units)
         if condition is not None:
             group["condition"][:] = condition
-    return group["done"][:]
 
 
 def write(store: str | Path, units: range, values: Mapping[str, np.ndarray]) -> None:
     """Write the variables of some units, then that they are done.
 
     Raises:
+        ValueError: if they have not the shape of those that are there.
         OSError: if the store cannot be written; the units are then not done.
     """
     group = zarr.open_group(store, mode="r+")
+    for name, array in values.items():
+        if array.shape[1:] != group[name].shape[1:]:
+            raise ValueError(f"{str(store)!r} holds {name} {group[name].shape[1:]} a unit; got {array.shape[1:]}")
     with _written(store):
         for name, array in {**values, "done": np.ones(len(units), bool)}.items():
             group[name][units.start : units.stop] = array

@@ -44,8 +44,8 @@ def using(
     The k-th tensor `(units * members, ...)` that the program draws is stream k of the design, the
     members of a unit next to each other: `mean + std w` with `w` from the design, for `randn`,
     `randn_like`, `normal_` and `torch.normal`. Uniform numbers are `Phi(w)`, hence `u` and `1 - u`
-    in an antithetic pair. A whole batch of draws `(1, ...)`, as from a list of generators, fills one
-    stream row by row. **The program's own generators and seeds are ignored.**
+    in an antithetic pair. A whole batch of draws `(1, ...)`, from a list of as many generators, fills
+    one stream row by row. **The program's own generators and seeds are ignored.**
 
     Draws of numpy and of other threads are beyond reach; with `network`, the first input of that
     module must be the design's first stream, up to scale and to what all members of a unit (or, of
@@ -111,6 +111,7 @@ class Draws(TorchDispatchMode):
         self.source, self.rows, self.shared = source, rows, shared or {}
         self.streams, self.start = 0, None
         self._pending: list[torch.Tensor] = []
+        self._row_generators: list[torch.Generator] = []
         self._common = 0
         self._generators: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
 
@@ -151,7 +152,8 @@ class Draws(TorchDispatchMode):
         given |= dict(zip(names, args, strict=False)) | kwargs
         kind = func.overloadpacket
         if kind not in NORMAL | UNIFORM:
-            if 0 in (given.get("dropout_p"), given.get("p")) or given.get("train") is False:
+            odds = [given[key] for key in ("p", "dropout_p") if isinstance(given.get(key), (int, float))]
+            if 0 in odds or False in (given.get("train"), given.get("training")):
                 return func(*args, **kwargs)
             raise ValueError(f"only normal and uniform draws can follow a design; the program calls {kind.__name__!r}")
         result = self._watched(func, args, kwargs, given.get("generator"))
@@ -159,20 +161,24 @@ class Draws(TorchDispatchMode):
             raise ValueError(f"only real floating-point draws can follow a design; got {result.dtype}")
         if result.numel() == 0:
             return result
-        w = self._next(tuple(result.shape)).to(result.device)
+        w = self._next(tuple(result.shape), given.get("generator")).to(result.device)
         if kind in UNIFORM:
             low, high = given.get("from", 0.0), given.get("to", 1.0)
-            edge = torch.finfo(torch.float32).eps / 2
+            edge = torch.finfo(result.dtype).eps / 2
             return result.copy_(low + (high - low) * torch.special.ndtr(w.double()).clamp(edge, 1 - edge))
         mean, std = given.get("mean", 0.0), given.get("std", 1.0)
         return result.copy_(mean + std * w.to(result.dtype))
 
-    def _next(self, shape: tuple[int, ...]) -> torch.Tensor:
+    def _next(self, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
         if shape in self.shared:
             self._common += 1
             return self.shared[shape](self._common - 1, shape)
         if shape and shape[0] == 1 < self.rows:
-            self._pending = self._pending or list(self._stream(shape[1:]).split(1))
+            if not self._pending:
+                self._pending, self._row_generators = list(self._stream(shape[1:]).split(1)), []
+            if generator is None or any(generator is other for other in self._row_generators):
+                raise ValueError(f"draws of shape (1, ...) must come from {self.rows} generators, one a row")
+            self._row_generators.append(generator)
             if self._pending[0].shape != shape:
                 raise ValueError(f"draws (1, ...) of one batch must agree; got {shape} after {self._pending[0].shape}")
             return self._pending.pop(0)
@@ -211,15 +217,16 @@ class FirstInput:
     """
 
     def __init__(self, rows: int, start: Callable[[], torch.Tensor | None], group: int) -> None:
-        self.rows, self.start, self.group, self.seen = rows, start, group, False
+        self.rows, self.start, self.group, self.calls, self.seen = rows, start, group, 0, False
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        """Compare the first tensor of `rows` rows, or of a multiple of them, with the start."""
+        """Compare the first tensor of `rows` rows, or of a multiple of them, with the start; count the calls."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        inputs = [value for value in tensors if value.ndim > 1 and len(value) % self.rows == 0]
+        self.calls += len(inputs[0]) // self.rows if inputs else 1
         if self.seen:
             return
         self.seen, start, name = True, self.start(), type(module).__name__
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        inputs = [value for value in tensors if value.ndim > 1 and len(value) % self.rows == 0]
         if start is None or not inputs or inputs[0][: self.rows].numel() != start.numel():
             raise ValueError(f"{name} got an input that no draw of {self.rows} rows went into: {BEYOND}")
         x, z = (self._deviations(value) for value in (inputs[0][: self.rows], start))

@@ -20,6 +20,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from antinb.draws import StepNoise, supply
 from antinb.exact import Mixture
+from antinb.fingerprint import module_hash, tensors_hash
 from antinb.noise import check_shape, number
 
 SCHEDULERS = ("ddim", "ddpm", "dpmsolver++")
@@ -117,8 +118,13 @@ class Diffusion:
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
         levels = len(self._scheduler().alphas_cumprod)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= levels:
-            raise ValueError(f"steps must be an integer from 1 to {levels}; got {self.steps!r}")
+        most = levels - 1 if self.scheduler == "dpmsolver++" else levels
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= most:
+            raise ValueError(f"steps must be an integer from 1 to {most}; got {self.steps!r}")
+        if max(self.timesteps) >= levels:
+            raise ValueError(
+                f"{self.steps} steps start at level {max(self.timesteps)}; the model has 0 to {levels - 1}"
+            )
         for name, value, wanted in (("clip", self.clip, (True, False, None)), ("compile", self.compile, (True, False))):
             if not any(value is choice for choice in wanted):
                 raise ValueError(f"{name} must be one of {wanted}; got {value!r}")
@@ -202,6 +208,7 @@ class Diffusion:
         settings = self._scheduler().config
         return {
             **self.identity,
+            "shape": list(self.shape),
             "scheduler": self.scheduler,
             "steps": self.steps,
             "eta": self.eta,
@@ -244,6 +251,11 @@ class Diffusion:
         return make_scheduler(self.config, self.scheduler, clip=self.clip)
 
 
+def steps_of(config: Mapping[str, object]) -> int:
+    """Return the default number of steps: 50, or all of a model's levels if there are fewer."""
+    return min(50, len(make_scheduler(config).alphas_cumprod))
+
+
 def unet_shape(unet: UNet2DModel) -> tuple[int, ...]:
     """Return the `(C, H, W)` that a diffusers UNet takes."""
     size = unet.config.sample_size
@@ -267,10 +279,14 @@ def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: objec
     def network(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         if conditional != (condition is not None):
             raise ValueError(f"the model {'needs' if conditional else 'takes no'} condition; got {condition!r}")
+        if conditional and not 0 <= condition.min() <= condition.max() < settings.num_class_embeds:
+            raise ValueError(f"the model has classes 0 to {settings.num_class_embeds - 1}; got {condition.tolist()}")
         return unet(x, t, class_labels=condition if condition is None else condition.to(x.device)).sample
 
     null = settings.num_class_embeds - 1 if conditional else None
-    return Diffusion(network, config, unet_shape(unet), next(unet.parameters()), null=null, identity=identity)
+    identity["network_sha256"] = module_hash(unet)
+    like = next(unet.parameters())
+    return Diffusion(network, config, unet_shape(unet), like, steps_of(config), null=null, identity=identity)
 
 
 def from_mixture(
@@ -290,4 +306,5 @@ def from_mixture(
             raise ValueError(f"the model takes no condition; got {condition!r}")
         return mixture.predict_noise(x.flatten(1), levels[t]).unflatten(1, x.shape[1:])
 
-    return Diffusion(network, config, tuple(shape), mixture.means, clip=False, identity=identity)
+    identity["network_sha256"] = tensors_hash(vars(mixture))
+    return Diffusion(network, config, tuple(shape), mixture.means, steps_of(config), clip=False, identity=identity)

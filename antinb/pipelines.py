@@ -6,19 +6,22 @@ What such a program draws while it runs is its step noise, and comes from `draw`
 from __future__ import annotations
 
 import copy
-import hashlib
+import functools
 import inspect
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from diffusers import DiffusionPipeline
 
 from antinb.draws import FirstInput, StepNoise, supply
+from antinb.fingerprint import module_hash
 from antinb.generators import check_noise, unet_shape
-from antinb.noise import check_shape
+from antinb.noise import at_least, check_shape, number
+
+OWN = {"batch_size", "num_inference_steps", "output_type", "latents", "class_labels", "generator", "return_dict"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +68,20 @@ class Function:
         return True
 
     def describe(self) -> dict[str, object]:
-        """Return the name of the function and its network calls, for the record."""
-        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        return {"model": f"{self.function.__module__}.{name}", "evaluations": self.evaluations, "clip_image": False}
+        """Return what the function is called, the weights of a module, shape and network calls, for the record.
+
+        What a function remembers besides, in a closure or in globals, is not recorded.
+        """
+        record = {"model": _name(self.function), "shape": list(self.shape), "evaluations": self.evaluations}
+        if isinstance(self.function, torch.nn.Module):
+            record["network_sha256"] = module_hash(self.function)
+        return record | {"clip_image": False}
+
+
+def _name(function: Callable) -> str:
+    if isinstance(function, functools.partial):
+        return f"{_name(function.func)} with {function.args!r}, {function.keywords!r}"
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,20 +95,38 @@ class Pipeline:
     Attributes:
         pipeline: the pipeline, its networks in evaluation mode.
         steps: its `num_inference_steps`.
-        options: further arguments of its call, such as `{"eta": 1.0}`.
+        options: further arguments of its call, such as `{"eta": 1.0}`, which JSON can hold.
+        calls: network calls for one image, if they are not one for each time step of the scheduler.
 
     Raises:
-        ValueError: if the pipeline has no `unet`, or its first input is not the noise.
+        ValueError: if the pipeline has no `unet`, an option is not one of its call's or is antinb's
+            own, its first input is not the noise, or it calls the network more or less often than told.
     """
 
     pipeline: DiffusionPipeline
     steps: int = 50
     options: Mapping[str, object] = field(default_factory=dict)
+    calls: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a pipeline without a UNet."""
+        """Refuse a pipeline without a UNet, and options that cannot be passed on."""
+        name = type(self.pipeline).__name__
         if not hasattr(self.pipeline, "unet"):
-            raise ValueError(f"a pipeline needs a unet; {type(self.pipeline).__name__} has none")
+            raise ValueError(f"a pipeline needs a unet; {name} has none")
+        at_least(1, "steps", self.steps)
+        wrong = sorted(key for key in self.options if key in OWN or key not in self._arguments)
+        if wrong:
+            raise ValueError(f"{name} takes no option {wrong[0]!r} here")
+        if "eta" in self.options:
+            number("eta", self.options["eta"], 0, 1)
+        try:
+            json.dumps(dict(self.options))
+        except TypeError as error:
+            raise ValueError(f"options must be values that JSON can hold; got {self.options!r}: {error}") from None
+
+    @property
+    def _arguments(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.pipeline.__call__).parameters
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,6 +136,8 @@ class Pipeline:
     @property
     def evaluations(self) -> int:
         """Network calls for one image."""
+        if self.calls is not None:
+            return self.calls
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         scheduler.set_timesteps(self.steps)
         return len(scheduler.timesteps)
@@ -117,18 +151,26 @@ class Pipeline:
         unet, rows = self.pipeline.unet, len(noise)
         call = {"batch_size": rows, "num_inference_steps": self.steps, "output_type": "np", **self.options}
         if condition is not None:
+            if "class_labels" not in self._arguments:
+                raise ValueError(f"{type(self.pipeline).__name__} takes no condition; got {condition.tolist()}")
             call["class_labels"] = condition.to(unet.device)
-        latents = "latents" in inspect.signature(self.pipeline.__call__).parameters
+        latents = "latents" in self._arguments
         if latents:
             call["latents"] = noise.to(unet.device, unet.dtype)
         mode = supply(rows, draw, itertools.count(int(latents)), noise)
-        check = unet.register_forward_pre_hook(FirstInput(rows, lambda: noise, 1), with_kwargs=True)
+        check = FirstInput(rows, lambda: noise, 1)
+        hook = unet.register_forward_pre_hook(check, with_kwargs=True)
         try:
             with mode:
                 images = self.pipeline(**call).images
         finally:
-            check.remove()
+            hook.remove()
         mode.finish()
+        if check.calls != self.evaluations:
+            raise ValueError(
+                f"{type(self.pipeline).__name__} calls its network {check.calls} times an image, not "
+                f"{self.evaluations}: name them, antinb.pipelines.Pipeline(..., calls={check.calls})"
+            )
         return torch.from_numpy(images).movedim(-1, 1) * 2 - 1
 
     def describe(self) -> dict[str, object]:
@@ -136,7 +178,11 @@ class Pipeline:
         settings = self.pipeline.scheduler.config
         return {
             "model": type(self.pipeline).__name__,
-            "weights_sha256": self._weights_sha256,
+            "networks_sha256": {
+                name: module_hash(part)
+                for name, part in self.pipeline.components.items()
+                if isinstance(part, torch.nn.Module)
+            },
             "scheduler": type(self.pipeline.scheduler).__name__,
             "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
             "steps": self.steps,
@@ -145,11 +191,3 @@ class Pipeline:
             "clip_image": True,
             "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
         }
-
-    @cached_property
-    def _weights_sha256(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self.pipeline.unet.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()

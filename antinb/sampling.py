@@ -79,10 +79,13 @@ def sample(
         "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in ("antinb", "torch", "diffusers", "numpy")},
     }
-    stored = None if store is None else dataset.resume(store, config, design.units, conditions)
-    done = np.zeros(design.units, bool) if stored is None else stored
+    store = None if store is None else Path(store)
+    resumed = store is not None and store.exists()
+    done = dataset.resume(store, config, design.units, conditions) if resumed else np.zeros(design.units, bool)
     labels = {"signs": design.signs, "condition": conditions, "timesteps": generator.timesteps if trajectory else None}
     run = None
+    if resumed:
+        dataset.extend(store, design.units, conditions)
     count = {"total": done.size * design.members, "initial": int(done.sum()) * design.members}
     with tqdm(**count, unit="image", disable=not progress) as bar:
         for start in range(0, design.units, shard):
@@ -92,7 +95,7 @@ def sample(
                 continue
             classes = None if conditions is None else conditions[units.start : units.stop]
             values = _generate(generator, design, seed, classes, units, batch, trajectory)
-            if run is None and stored is None:
+            if run is None and not resumed:
                 run = dataset.build(_room(values, design.units, None if store is None else shard), config, **labels)
                 if store is not None:
                     dataset.create(store, run, shard)

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,13 +84,16 @@ def load(
         return _pipeline(source, given, shape)
     try:
         place = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda:0'; got {device!r}") from None
+        torch.empty(0, device=place)
+    except (AssertionError, RuntimeError, TypeError):
+        raise ValueError(f"device must be one that torch has here, such as 'cpu' or 'cuda:0'; got {device!r}") from None
     if callable(source):
         if shape is None or given:
             raise ValueError(f"a callable needs shape= and takes no {', '.join(settings)}; got {shape=!r}, {given}")
         module = isinstance(source, torch.nn.Module)
         return pipelines.Function(source.to(place).eval() if module else source, shape, place)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"a model is a name, a folder, a pipeline or a callable; got {source!r}")
     if shape is not None:
         raise ValueError(f"shape= belongs to a callable; {str(source)!r} has its own; got {shape!r}")
     shipped = registry()

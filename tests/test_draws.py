@@ -158,9 +158,17 @@ REFUSED = {
     "another number of rows": (lambda: torch.randn(7, 3), r"8 rows.*\(7, 3\)"),
     "a scalar": (lambda: torch.randn(()), r"8 rows.*\(\)"),
     "members first": (lambda: torch.randn(2, 4, 3), r"8 rows.*\(2, 4, 3\)"),
-    "too few single draws": (lambda: [torch.randn(1, 3) for _ in range(5)], "8 at a time.*got 5"),
-    "single draws cut short": (lambda: [torch.randn(1, 3), torch.randn(8, 3)], "8 at a time.*got 1"),
-    "single draws of two shapes": (lambda: [torch.randn(1, 3), torch.randn(1, 4)], r"\(1, 4\)"),
+    "too few single draws": (
+        lambda: [torch.randn(1, 3, generator=seeded(row)) for row in range(5)],
+        "at a time.*got 5",
+    ),
+    "single draws cut short": (lambda: [torch.randn(1, 3, generator=OWN), torch.randn(8, 3)], "at a time.*got 1"),
+    "single draws of two shapes": (
+        lambda: [torch.randn(1, size, generator=seeded(size)) for size in (3, 4)],
+        r"\(1, 4\)",
+    ),
+    "single draws of the default generator": (lambda: torch.randn(1, 3), "8 generators"),
+    "an image at a time": (lambda: [torch.randn(1, 3, generator=OWN) for _ in range(8)], "8 generators"),
     "integers": (lambda: torch.randint(0, 9, SIZE), "'randint'"),
     "bernoulli": (lambda: torch.bernoulli(ONES / 2), "'bernoulli'"),
     "dropout": (lambda: torch.nn.functional.dropout(ONES), "'bernoulli_'"),
@@ -189,6 +197,13 @@ def test_what_cannot_follow_a_design_is_refused_by_name(name):
     torch.nn.Identity()(torch.randn(3))  # nothing stays behind
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_uniform_draws_stay_below_one(dtype):
+    with draws.using(noise.antithetic(500), seed=0):
+        u = torch.rand(1000, 400, dtype=dtype)
+    assert 0 < u.min() <= u.max() < 1
+
+
 def test_harmless_operations_pass():
     query = torch.ones(ROWS, 1, 3, 4)
 
@@ -196,6 +211,7 @@ def test_harmless_operations_pass():
         torch.nn.functional.scaled_dot_product_attention(query, query, query)
         torch.nn.functional.dropout(ONES, training=False)
         torch.native_dropout(ONES, 0.5, False)
+        torch.nn.RReLU().eval()(ONES)
         g = seeded()
         return with_generator(g, g, seeded(4))[2]
 

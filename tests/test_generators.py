@@ -205,6 +205,28 @@ def test_bad_settings_are_refused_with_the_value(mixture_generator, settings, me
         mixture_generator.with_(**settings)
 
 
+def test_a_model_of_few_levels_has_few_steps():
+    generator = generators.from_unet(tiny_unet(), {**LINEAR, "num_train_timesteps": 20})
+    assert generator.steps == 20
+    with pytest.raises(ValueError, match="1 to 19; got 20"):
+        generator.with_(scheduler="dpmsolver++")
+    assert torch.isfinite(generator.with_(scheduler="dpmsolver++", steps=19).generate(unit_noise(0))).all()
+    with pytest.raises(ValueError, match="20 steps start at level 20"):
+        generators.from_unet(tiny_unet(), {**LINEAR, "num_train_timesteps": 20, "steps_offset": 1})
+
+
+def test_the_record_tells_networks_apart():
+    config = {"flip_sin_to_cos": False}
+    one, other = (generators.from_unet(tiny_unet(**options), LINEAR).describe() for options in ({}, config))
+    assert one["network_sha256"] != other["network_sha256"]
+
+
+def test_classes_are_those_of_the_model():
+    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
+    with pytest.raises(ValueError, match=r"classes 0 to 2; got \[0, 3, "):
+        generator.generate(unit_noise(0), condition=torch.tensor([0, 3, 1, 1, 1, 1]))
+
+
 def test_a_stochastic_sampler_needs_its_noise(mixture_generator):
     for stochastic in (mixture_generator.with_(eta=0.3), mixture_generator.with_(scheduler="ddpm")):
         with pytest.raises(ValueError, match="draw="):

@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 import antinb
-from antinb import draws, generators, noise
+from antinb import draws, generators, noise, pipelines
 
 DESIGN = noise.antithetic(4)
 
@@ -113,17 +113,31 @@ def test_the_record_names_pipeline_weights_and_scheduler(ddpm, ddim):
     record = antinb.load(ddim, steps=6, eta=0.5).describe()
     assert (record["model"], record["scheduler"], record["options"]) == ("DDIMPipeline", "DDIMScheduler", {"eta": 0.5})
     assert record["evaluations"] == 6
-    before = antinb.load(ddpm, steps=6).describe()["weights_sha256"]
-    assert before == record["weights_sha256"]
+    generator = antinb.load(ddpm, steps=6)
+    before = generator.describe()["networks_sha256"]
+    assert before == record["networks_sha256"]
     with torch.no_grad():
         next(ddpm.unet.parameters()).add_(1)
-    assert antinb.load(ddpm, steps=6).describe()["weights_sha256"] != before
+    assert generator.describe()["networks_sha256"] != before
+
+
+def unnegated(stream, shape):
+    return torch.zeros(1, *shape)
 
 
 def test_what_a_pipeline_does_not_take_is_refused(ddpm):
     for options, message in (({"eta": 0.5}, "eta="), ({"guidance": 2.0}, "guidance="), ({"shape": SHAPE}, "shape=")):
         with pytest.raises(ValueError, match=message):
             antinb.load(ddpm, **options)
+    for call, message in (
+        (lambda: antinb.load(ddpm, steps=0), "steps"),
+        (lambda: pipelines.Pipeline(ddpm, options={"num_inference_steps": 7}), "num_inference_steps"),
+        (lambda: pipelines.Pipeline(ddpm, options={"stride": 7}), "stride"),
+        (lambda: antinb.load(ddpm, steps=1).generate(torch.zeros(1, *SHAPE), condition=torch.tensor([1])), "condition"),
+        (lambda: pipelines.Pipeline(ddpm, 3, calls=5).generate(torch.randn(1, *SHAPE), draw=unnegated), "3 times"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
     ddpm.unet.train()
     with pytest.raises(ValueError, match="UNet2DModel is in training mode"):
         antinb.load(ddpm, steps=2).generate(torch.zeros(2, *SHAPE))

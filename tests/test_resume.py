@@ -1,8 +1,10 @@
 """Runs that are killed, extended, moved or starved of disk: nothing is lost, nothing half-written."""
 
 import errno
+import functools
 import multiprocessing
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -125,6 +127,68 @@ def test_conditions_are_extended_and_compared(tmp_path):
         antinb.sample(generator, noise.antithetic(7), condition=[0, 1, 1, 0, 1, 1, 2], **settings)
 
 
+@pytest.mark.parametrize("name", ["condition", "done", "image"])
+def test_a_kill_within_the_extension_of_a_conditional_run_is_mended(tmp_path, name):
+    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
+    settings = {"seed": 0, "batch": 4, "progress": False, "store": tmp_path / "run.zarr", "condition": 2}
+    antinb.sample(generator, noise.antithetic(4), **settings)
+    array = zarr.open_group(tmp_path / "run.zarr")[name]
+    array.resize((6, *array.shape[1:]))
+    for units in (4, 6):
+        run = antinb.sample(generator, noise.antithetic(units), **settings)
+        assert run["condition"].values.tolist() == [2] * units
+
+
+def test_a_chunk_that_got_lost_is_missed_and_made_again(tmp_path):
+    first = run(tmp_path / "run.zarr", 16).load()
+    shutil.rmtree(tmp_path / "run.zarr" / "image" / "c" / "1")
+    with pytest.raises(ValueError, match="12 of 16 units are done"):
+        dataset.open(tmp_path / "run.zarr")
+    xr.testing.assert_identical(run(tmp_path / "run.zarr", 16).load(), first)
+
+
+class Scale(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+    def forward(self, z):
+        return z * self.factor
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (Scale(1.0), Scale(5.0), "network_sha256"),
+        (functools.partial(torch.mul, other=1), functools.partial(torch.mul, other=7), "'other': 7"),
+        (torch.nn.Softplus(1), torch.nn.Softplus(2), "network_sha256"),
+    ],
+)
+def test_runs_of_two_models_are_never_mixed(tmp_path, one, other, message):
+    run(tmp_path / "run.zarr", 8, one)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run.zarr", 16, other)
+
+
+def test_images_of_another_shape_are_refused(tmp_path):
+    run(tmp_path / "run.zarr", 8, tall)
+    tall.factor = 2
+    with pytest.raises(ValueError, match=r"holds image \(2, 1, 8, 8\) a unit; got \(2, 1, 16, 8\)"):
+        run(tmp_path / "run.zarr", 16, tall)
+
+
+def tall(z):
+    return z.repeat(1, 1, tall.factor, 1)
+
+
+tall.factor = 1
+
+
+def test_a_trailing_slash_changes_nothing(tmp_path):
+    run(f"{tmp_path}/run.zarr/", 8)
+    run(tmp_path / "run.zarr", 8, failing)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,9 +253,9 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on(tmp_path, monkeypatch,
     assert contents(tmp_path / "run.zarr") == contents(tmp_path / "fresh.zarr")
 
 
-def limited(store, size):
+def limited(store, size, threads):
     """Run with a limit on the size of any file: writing past it fails like a full disk."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
@@ -203,7 +267,9 @@ def limited(store, size):
 @pytest.mark.parametrize("size", [100, 1800])
 def test_a_real_failing_write_leaves_whole_chunks_only(tmp_path, size):
     """At 100 bytes not even the metadata fit, so there is no store; at 1800 the metadata do, a chunk does not."""
-    process = multiprocessing.get_context("forkserver").Process(target=limited, args=(tmp_path / "run.zarr", size))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=limited, args=(tmp_path / "run.zarr", size, torch.get_num_threads())
+    )
     process.start()
     process.join()
     assert process.exitcode == 0
