@@ -9,8 +9,10 @@ says what it is, for the record.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
@@ -228,11 +230,12 @@ class Diffusion:
         """Yield the state, the predicted noise and the next state of each step."""
         scheduler, numbers = self._scheduler(), itertools.count(1)
         scheduler.set_timesteps(self.steps)
+        stochastic = self.scheduler == "ddpm" or self.eta > 0
         step = partial(scheduler.step, eta=self.eta) if self.scheduler == "ddim" else scheduler.step
         x = noise.to(self.like) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             eps = self.predict_noise(scheduler.scale_model_input(x, t), t, condition)
-            with supply(len(x), draw, numbers):
+            with supply(len(x), draw, numbers) if stochastic else nullcontext():
                 following = step(eps, t, x).prev_sample
             yield x, eps, following
             x = following
@@ -247,8 +250,12 @@ class Diffusion:
     def _compiled(self) -> NoisePrediction:
         return torch.compile(self.network, options={"freezing": True}) if self.compile else self.network
 
-    def _scheduler(self) -> Scheduler:
+    @cached_property
+    def _fresh_scheduler(self) -> Scheduler:
         return make_scheduler(self.config, self.scheduler, clip=self.clip)
+
+    def _scheduler(self) -> Scheduler:
+        return copy.deepcopy(self._fresh_scheduler)
 
 
 def steps_of(config: Mapping[str, object]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 from pathlib import Path
@@ -77,7 +78,7 @@ def sample(
         "batch": batch,
         "trajectory": trajectory,
         "threads": torch.get_num_threads(),
-        "versions": {name: importlib.metadata.version(name) for name in ("antinb", "torch", "diffusers", "numpy")},
+        "versions": _versions(),
     }
     store = None if store is None else Path(store)
     resumed = store is not None and store.exists()
@@ -106,6 +107,11 @@ def sample(
                 dataset.write(store, units, values)
             bar.update(len(units) * design.members)
     return dataset.check(run) if store is None else dataset.open(store)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("antinb", "torch", "diffusers", "numpy")}
 
 
 def _conditions(condition: int | list[int] | None, units: int) -> np.ndarray | None:
