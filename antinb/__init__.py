@@ -17,11 +17,16 @@ _MODULES = (
     "exact",
     "figures",
     "generators",
+    "intervals",
     "noise",
+    "parity",
     "pipelines",
+    "probing",
+    "propagation",
     "report",
     "sampling",
     "statistics",
+    "symmetry",
     "zoo",
 )
 

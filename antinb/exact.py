@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+
+from antinb.noise import number
 
 
 class Mixture:
@@ -81,6 +84,20 @@ class Mixture:
         """Return the expected noise `E[e | x_t = x] = -sqrt(1 - abar) score(x)`, `(B, d)` to `(B, d)`."""
         return -self._root(1 - abar, x) * self.score(x, abar)
 
+    def relative_fisher(self, abar: float, count: int, generator: torch.Generator) -> torch.Tensor:
+        r"""Return `|score(x) + x|^2` at `count` draws x from `p_t`, `(count,)`.
+
+        Their mean is the Fisher information relative to N(0, I). Under the Ornstein-Uhlenbeck process,
+        `abar = exp(-2t)`, it is at most `abar` times that at `abar = 1`: noise takes the score to `-x`,
+        which is odd.
+
+        Source: Jia et al., arXiv 2506.06185, section 3.
+        """
+        clean = self.sample(count, generator)
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+        x = self._root(abar, clean) * clean + self._root(1 - abar, clean) * noise
+        return (self.score(x, abar) + x).square().sum(1)
+
     @staticmethod
     def _root(value: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(value, dtype=like.dtype, device=like.device).sqrt()
@@ -100,3 +117,35 @@ class Mixture:
         volume = (dimension - rank) * noise.log() + (spread + noise[:, None]).log().sum(1)
         constant = dimension * math.log(2 * math.pi)
         return self.weights.log() - (quadratic + volume + constant) / 2, inner, shrink, noise
+
+
+def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float = 0.5, variance: float = 0.1) -> Mixture:
+    """Return `weight N(centre + offset, v I) + (1 - weight) N(centre - offset, v I)`, centre and offset `(d,)`.
+
+    With equal weights it is symmetric about the centre, and its score affine antisymmetric about
+    `sqrt(abar) centre`, not about 0; with other weights about no point; with offset 0 it is one
+    Gaussian, whose score is affine.
+
+    Raises:
+        ValueError: if the weight is not in (0, 1), the variance is not positive or the shapes differ.
+    """
+    if not 0 < weight < 1:
+        raise ValueError(f"weight must lie in (0, 1); got {weight!r}")
+    if centre.ndim != 1 or centre.shape != offset.shape:
+        raise ValueError(f"centre and offset must be (d,) both; got {tuple(centre.shape)}, {tuple(offset.shape)}")
+    factors = torch.zeros(2, len(centre), 0, dtype=centre.dtype)
+    weights, variances = torch.tensor([[weight, 1 - weight], [variance, variance]], dtype=centre.dtype)
+    return Mixture(weights, torch.stack([centre + offset, centre - offset]), factors, variances)
+
+
+def parity(odd_share: float) -> Callable[..., torch.Tensor]:
+    """Return `f(x) = sqrt(p) x + 2 sqrt(1 - p) |x|`, whose slices all have the affine-antisymmetry score p.
+
+    On [-1, 1] the variance of `s` is 1/3 and that of `|s|` 1/12. p = 0 is an even function, p = 1 an odd
+    one. It takes the arguments of a network, `(x, t, condition)`, of which the last two do nothing.
+
+    Raises:
+        ValueError: if the share is not from 0 to 1.
+    """
+    share = number("odd_share", odd_share, 0, 1)
+    return lambda x, t=None, condition=None: math.sqrt(share) * x + 2 * math.sqrt(1 - share) * x.abs()

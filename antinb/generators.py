@@ -119,7 +119,7 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
-        levels = len(self._scheduler().alphas_cumprod)
+        levels = self.levels
         most = levels - 1 if self.scheduler == "dpmsolver++" else levels
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= most:
             raise ValueError(f"steps must be an integer from 1 to {most}; got {self.steps!r}")
@@ -141,6 +141,11 @@ class Diffusion:
     def evaluations(self) -> int:
         """Network calls for one image."""
         return self.steps if self.guidance == 1 else 2 * self.steps
+
+    @property
+    def levels(self) -> int:
+        """Noise levels that the model knows, counted from 0, the data."""
+        return len(self._fresh_scheduler.alphas_cumprod)
 
     def with_(self, **settings: object) -> Diffusion:
         """Return the same network with other `steps, scheduler, clip, eta, guidance, compile`; None keeps what is.

@@ -95,7 +95,7 @@ def sample(
             if not units:
                 continue
             classes = None if conditions is None else conditions[units.start : units.stop]
-            values = _generate(generator, design, seed, classes, units, batch, trajectory)
+            values = generate(generator, design, seed, classes, units, batch, trajectory)
             if run is None and not resumed:
                 run = dataset.build(_room(values, design.units, None if store is None else shard), config, **labels)
                 if store is not None:
@@ -133,7 +133,7 @@ def _room(values: dict[str, np.ndarray], units: int, shard: int | None) -> dict[
     }
 
 
-def _generate(
+def generate(
     generator: Generator,
     design: Design,
     seed: int,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from antinb import generators, pipelines
 from antinb.exact import Mixture
+from antinb.noise import SEEDS, at_least
 
 _HERE = Path(__file__).parent
 DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
@@ -107,6 +108,21 @@ def load(
         hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(shipped)}"
         raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
     return _folder(folder, place).with_(**given)
+
+
+def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> generators.Diffusion:
+    """Return the generator of a shipped or stored UNet with fresh random weights: what its architecture does by itself.
+
+    Raises:
+        ValueError: if there is no such UNet or the seed is negative.
+    """
+    folder = DATA / "models" / str(source) if str(source) in registry() else Path(source)
+    settings, config = (_config(folder, name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(at_least(0, "seed", seed, SEEDS))
+        unet = UNet2DModel.from_config(settings)
+    identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
+    return generators.from_unet(unet, config, **identity).with_(steps=steps)
 
 
 def _pipeline(source: DiffusionPipeline, given: dict[str, object], shape: tuple[int, ...] | None) -> pipelines.Pipeline:

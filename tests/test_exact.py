@@ -95,3 +95,45 @@ def test_bad_mixtures_are_refused(change, message):
     parts["factors"] = torch.ones(2, 5, 1)
     with pytest.raises(ValueError, match=message):
         exact.Mixture(**(parts | change))
+
+
+def test_relative_fisher_information_of_one_gaussian_has_a_closed_form():
+    """With eigenvalues L = abar l + 1 - abar of the covariance: sum (1 - 1/L)^2 L + abar |mu|^2."""
+    mixture = random_mixture(1, dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(reference(mixture, 1.0).component_distribution.covariance_matrix[0])
+    for abar in (1.0, 0.5, 0.01):
+        values = mixture.relative_fisher(abar, 4000, torch.Generator().manual_seed(0))
+        spread = abar * eigenvalues + 1 - abar
+        known = ((1 - 1 / spread) ** 2 * spread).sum() + abar * mixture.means.square().sum()
+        assert abs(values.mean() - known) < 4 * values.std() / 4000**0.5
+
+
+def test_relative_fisher_information_falls_at_least_as_fast_as_the_bound():
+    mixture = random_mixture(dtype=torch.float64)
+    start = mixture.relative_fisher(1.0, 4000, torch.Generator().manual_seed(0))
+    for abar in (0.9, 0.5, 0.1, 0.001):
+        values = mixture.relative_fisher(abar, 4000, torch.Generator().manual_seed(1))
+        assert values.mean() <= abar * start.mean()
+
+
+def test_two_components_are_the_mixture_that_they_say():
+    centre, offset = torch.tensor([0.3, 0.0]), torch.tensor([0.0, 1.0])
+    mixture = exact.two_component(centre, offset, weight=0.25, variance=0.04)
+    draws = mixture.sample(20_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixture.mean, centre - 0.5 * offset)
+    torch.testing.assert_close(draws.mean(0), centre - 0.5 * offset, atol=0.03, rtol=0)
+    torch.testing.assert_close(draws.var(0), torch.tensor([0.04, 0.04 + 0.75]), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: exact.two_component(torch.zeros(2), torch.zeros(2), weight=1.0), "weight must lie in"),
+        (lambda: exact.two_component(torch.zeros(2), torch.zeros(3)), r"must be \(d,\) both"),
+        (lambda: exact.two_component(torch.zeros(2), torch.zeros(2), variance=-1.0), "must be positive"),
+        (lambda: exact.parity(1.2), "odd_share must be a number from 0 to 1; got 1.2"),
+    ],
+)
+def test_impossible_cases_are_refused(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call()

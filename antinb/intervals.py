@@ -1,0 +1,118 @@
+"""Intervals and p-values where the unit is the replicate: jackknife, cluster bootstrap, bounded means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from antinb.noise import number
+
+LEVELS = (0.01, 0.9999)
+BLOCKS = 50
+RESAMPLES = 999
+BETS = np.linspace(0, 1, 101)[1:]
+
+Subset = Callable[[np.ndarray], np.ndarray]
+
+
+def jackknife(estimator: Subset, units: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `estimate, low, high` of `estimator(numbers of units)` by leaving out one of at most 50 blocks of units.
+
+    The interval is `estimate -+ t se`, `se^2 = (g - 1) / g sum_b (T_-b - T)^2` over g blocks, with
+    `g - 1` degrees of freedom.
+
+    Raises:
+        ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
+    """
+    number("level", level, *LEVELS)
+    if units < 8:
+        raise ValueError(f"a jackknife needs at least 8 units; got {units}")
+    everything, count = np.arange(units), min(BLOCKS, units)
+    whole = np.asarray(estimator(everything), float)
+    left_out = np.array([estimator(everything[everything % count != block]) for block in range(count)])
+    half = stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt((count - 1) * left_out.var(0))
+    return whole, whole - half, whole + half
+
+
+def cluster_bootstrap(estimator: Subset, units: int, level: float) -> tuple[float, float, float]:
+    """Return `estimate, low, high` of `estimator(numbers of units)`, units drawn again with replacement 999 times.
+
+    Whole units are resampled, so values within one need not be independent; percentile interval of
+    `scipy.stats.bootstrap`, its seed fixed.
+
+    Raises:
+        ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
+    """
+    number("level", level, *LEVELS)
+    if units < 8:
+        raise ValueError(f"a bootstrap over units needs at least 8; got {units}")
+    numbers = np.arange(units)
+    found = stats.bootstrap(
+        (numbers,),
+        lambda drawn: estimator(drawn.astype(int)),
+        n_resamples=RESAMPLES,
+        vectorized=False,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(estimator(numbers)), float(found.low), float(found.high)
+
+
+def bounded_p_value(values: np.ndarray, mean: float, alternative: str) -> float:
+    """Return the p-value of "the mean of values in [0, 1] is at most (at least) `mean`".
+
+    Against "at most m", a gambler who stakes the share g of the capital on `X > m` in each of n fair
+    or unfavourable rounds ends with `K_g = prod_i (1 - g + g X_i / m)`, whose expectation is at most
+    1; the p-value is `1 / mean_g K_g`, g = 0.01, 0.02, ..., 1. The level holds at any sample size
+    and for any distribution, however skewed; it cannot go below `m^n`.
+
+    Args:
+        values: `(n,)`, independent, in [0, 1].
+        mean: m, strictly between 0 and 1.
+        alternative: `"greater"` or `"less"`, than `mean`.
+
+    Raises:
+        ValueError: for a value outside [0, 1], a mean outside (0, 1), another alternative.
+
+    Source: Waudby-Smith and Ramdas, arXiv 2010.09686, sections 4 and 5 (betting with a mixture of stakes).
+    """
+    if alternative not in ("greater", "less"):
+        raise ValueError(f"alternative must be 'greater' or 'less'; got {alternative!r}")
+    if isinstance(mean, bool) or not isinstance(mean, (int, float)) or not 0 < mean < 1:
+        raise ValueError(f"the threshold of a share must lie in (0, 1); got {mean!r}")
+    shares = _shares(values)
+    flip = alternative == "less"
+    return float(np.exp(-max(0.0, _log_capital(1 - shares if flip else shares, 1 - mean if flip else mean))))
+
+
+def bounded_interval(values: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the means in [0, 1] that neither one-sided `bounded_p_value` rejects at `(1 - level) / 2`.
+
+    Raises:
+        ValueError: for a value outside [0, 1] or a level not from 0.01 to 0.9999.
+    """
+    number("level", level, *LEVELS)
+    shares, limit = _shares(values), np.log(2 / (1 - level))
+
+    def lower(sample: np.ndarray) -> float:
+        if not sample.any():
+            return 0.0
+        return float(optimize.brentq(lambda mean: _log_capital(sample, mean) - limit, 1e-12, sample.mean()))
+
+    return lower(shares), 1 - lower(1 - shares)
+
+
+def _log_capital(shares: np.ndarray, mean: float) -> float:
+    with np.errstate(divide="ignore"):
+        paths = np.log(1 - BETS + BETS * (shares[:, None] / mean)).sum(0)
+    return float(special.logsumexp(paths) - np.log(len(BETS)))
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    shares = np.asarray(values, float)
+    if not shares.size or not ((shares >= -1e-9) & (shares <= 1 + 1e-9)).all():
+        raise ValueError(f"shares must be at least one value in [0, 1]; got {shares}")
+    return shares.clip(0, 1)
