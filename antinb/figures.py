@@ -97,15 +97,46 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
     return ax
 
 
-def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
+def bands(table: pd.DataFrame, *, x: str, hue: str, ax: Axes | None = None) -> Axes:
+    """Draw `estimate` by the column `x` with a band from `low` to `high`, a line a `hue`."""
     if ax is None:
         _, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
-    for (name, part), color in zip(table.groupby("variable"), sns.color_palette("dark"), strict=False):
-        ax.plot(part["step"], part["estimate"], marker=".", color=color, label=name.replace("_", " "))
-        ax.fill_between(part["step"], part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+    groups = table.groupby(hue, sort=False)
+    for (name, part), color in zip(groups, sns.color_palette("dark", len(groups)), strict=True):
+        place = part[x].astype(float)
+        ax.plot(place, part["estimate"], marker=".", color=color, label=str(name).replace("_", " "))
+        ax.fill_between(place, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+    ax.set_xlabel(x)
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return ax
+
+
+def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
+    ax = bands(table.sort_values("variable", kind="stable"), x="step", hue="variable", ax=ax)
     ax.axhline(0, color="0.4", linewidth=0.8, zorder=0)
     ax.set(xlabel="steps done", ylabel="correlation", ylim=(-1.05, 0.5))
     ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def by_timestep(table: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axes:
+    """Draw `estimate` by timestep with a band from `low` to `high`, a line a `hue`: noise left, data right."""
+    ax = bands(table, x="timestep", hue=hue, ax=ax)
+    ax.xaxis.set_inverted(True)
+    return ax
+
+
+def slices(values: xr.DataArray, *, ax: Axes | None = None) -> Axes:
+    """Draw slices `(direction, coordinate, s)` of `symmetry.slices`, each less its value at s = 0."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3, 2.6), layout="constrained")
+    centred = values - values.sel(s=0, method="nearest")
+    for lines, color in zip(centred, sns.color_palette("crest", len(centred)), strict=True):
+        ax.plot(values["s"], lines.values.T, color=color, linewidth=0.8, alpha=0.8)
+    ax.axhline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set(xlim=(-1, 1), xlabel="s", ylabel="predicted noise")
     sns.despine(ax=ax)
     return ax

@@ -77,6 +77,30 @@ def score(
     return _dataset(probe, values, probe.evaluations(calls, directions), along).isel(centre=0, drop=True)
 
 
+def slices(
+    generator: Diffusion,
+    *,
+    seed: int,
+    timesteps: Sequence[int] | None = None,
+    directions: int = 4,
+    points: int = 65,
+    along: str = "gaussian",
+    coordinates: int | None = 8,
+    condition: int | None = None,
+    batch: int = 64,
+) -> xr.DataArray:
+    """Return the slices themselves, `eps_t(s x)_i` by `(timestep, direction, coordinate, s)`: something to look at.
+
+    Directions and coordinates are those of `score` at the same seed; so are arguments and errors.
+    """
+    options = {"timesteps": timesteps, "points": points, "coordinates": coordinates, "condition": condition}
+    probe = Probe(generator, seed=seed, batch=batch, trajectory=_trajectory(along), **options)
+    states = probe.states(noise.iid(at_least(1, "directions", directions)))[:, 0]
+    values = [list(probe.slices(0 * states[:, place], states[:, place], t)) for place, t in enumerate(probe.timesteps)]
+    coords = {"timestep": probe.timesteps, "coordinate": probe.coordinates, "s": probe.grid}
+    return xr.DataArray(np.array(values), coords, ["timestep", "direction", "coordinate", "s"], "predicted_noise")
+
+
 def score_at_midpoint(
     generator: Diffusion,
     *,
@@ -172,13 +196,15 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
         values = values.reshape(len(values), data.sizes["timestep"], -1)
         for place, t in [*enumerate(data["timestep"].values.tolist()), (slice(None), "all")]:
             part = values[:, place].reshape(len(values), -1)
-            for quantity, estimator in (("mean", _mean_of_means), ("q10", _tenth)):
+            undefined, part = int(np.isnan(part).sum()), part[np.isfinite(part).any(1)]
+            for quantity, values_of, estimator in (("mean", _direction_means, np.mean), ("q10", np.asarray, _tenth)):
                 numbers = [np.nan] * 3
-                if np.isfinite(part).any(1).sum() >= 8:
-                    numbers = cluster_bootstrap(lambda units, p=part, f=estimator: f(p[units]), len(part), level)
-                rows.append((measure, t, quantity, *numbers, int(np.isnan(part).sum())))
-    columns = ["measure", "timestep", "quantity", "estimate", "low", "high", "undefined"]
-    about = {"level": level, "method": "bootstrap over directions", "units": data.sizes["direction"]}
+                if len(part) >= 8:
+                    table = values_of(part)
+                    numbers = cluster_bootstrap(lambda units, v=table, f=estimator: f(v[units]), len(part), level)
+                rows.append((measure, t, quantity, *numbers, len(part), undefined))
+    columns = ["measure", "timestep", "quantity", "estimate", "low", "high", "units", "undefined"]
+    about = {"level": level, "method": "bootstrap over directions"}
     return pd.DataFrame(rows, columns=columns).assign(**about, evaluations=json.loads(data.attrs["evaluations"]))
 
 
@@ -246,11 +272,9 @@ def _dataset(probe: Probe, values: xr.DataArray, evaluations: int, along: str) -
     return data.assign_attrs({name: json.dumps(value) for name, value in about.items()})
 
 
-def _mean_of_means(values: np.ndarray) -> float:
-    counts = np.isfinite(values).sum(1)
-    sums = np.where(np.isfinite(values), values, 0).sum(1)[counts > 0]
-    return float((sums / counts[counts > 0]).mean())
+def _direction_means(values: np.ndarray) -> np.ndarray:
+    return np.nanmean(values, 1)
 
 
 def _tenth(values: np.ndarray) -> float:
-    return float(np.quantile(values[np.isfinite(values)], 0.1))
+    return float(np.nanquantile(values, 0.1) if np.isnan(values.sum()) else np.quantile(values, 0.1))

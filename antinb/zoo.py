@@ -125,6 +125,28 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> gen
     return generators.from_unet(unet, config, **identity).with_(steps=steps)
 
 
+def mixture(name: str) -> Mixture:
+    """Return the exact mixture behind a shipped model, in double precision, for its closed forms.
+
+    Raises:
+        ValueError: if no shipped mixture has that name, or its file is not the registered one.
+    """
+    entry = registry().get(name, {"files": {}})
+    if "mixture.safetensors" not in entry["files"]:
+        raise ValueError(f"{name!r} is no shipped mixture")
+    _verify(DATA / "models" / name, entry["files"])
+    return _mixture(DATA / "models" / name, torch.device("cpu"))[0].to(torch.float64)
+
+
+def _mixture(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], Path]:
+    path, tensors, metadata = _tensors(folder, "mixture.safetensors", device)
+    missing = {"weights", "means", "factors", "variances"} - set(tensors) or {"shape"} - set(metadata)
+    if missing:
+        raise ValueError(f"{folder.name}/mixture.safetensors lacks {min(missing)!r}")
+    parts = (tensors[key].float() for key in ("weights", "means", "factors", "variances"))
+    return Mixture(*parts), tuple(json.loads(metadata["shape"])), path
+
+
 def _pipeline(source: DiffusionPipeline, given: dict[str, object], shape: tuple[int, ...] | None) -> pipelines.Pipeline:
     name, taken = type(source).__name__, inspect.signature(source.__call__).parameters
     refused = sorted(key for key in given if key != "steps" and not (key == "eta" and "eta" in taken))
@@ -150,13 +172,8 @@ def _sha256(path: Path) -> str:
 def _folder(folder: Path, device: torch.device) -> generators.Diffusion:
     config = _config(folder, "scheduler/scheduler_config.json")
     if (folder / "mixture.safetensors").exists():
-        path, tensors, metadata = _tensors(folder, "mixture.safetensors", device)
-        missing = {"weights", "means", "factors", "variances"} - set(tensors) or {"shape"} - set(metadata)
-        if missing:
-            raise ValueError(f"{folder.name}/mixture.safetensors lacks {min(missing)!r}")
-        parts = (tensors[key].float() for key in ("weights", "means", "factors", "variances"))
-        identity = {"model": folder.name, "weights_sha256": _sha256(path)}
-        return generators.from_mixture(Mixture(*parts), tuple(json.loads(metadata["shape"])), config, **identity)
+        known, size, path = _mixture(folder, device)
+        return generators.from_mixture(known, size, config, model=folder.name, weights_sha256=_sha256(path))
     path, tensors, _ = _tensors(folder / "unet", "diffusion_pytorch_model.safetensors", device)
     settings = _config(folder, "unet/config.json")
     if settings.get("_class_name") != "UNet2DModel":

@@ -139,3 +139,13 @@ def test_options_belong_to_their_source(folder):
     assert "shape=" in refusal("fashion-mixture", shape=SHAPE)
     shutil.rmtree(folder / "scheduler")
     assert "scheduler_config.json" in refusal(folder)
+
+
+def test_a_shipped_mixture_is_the_one_that_its_generator_samples():
+    mixture, generator = zoo.mixture("fashion-mixture"), antinb.load("fashion-mixture")
+    x = torch.randn(2, *generator.shape, generator=torch.Generator().manual_seed(0))
+    abar = generators.make_scheduler(generator.config).alphas_cumprod[300]
+    known = mixture.predict_noise(x.flatten(1).double(), abar).float()
+    torch.testing.assert_close(generator.predict_noise(x, 300).flatten(1), known, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="'fashion-ddpm' is no shipped mixture"):
+        zoo.mixture("fashion-ddpm")
