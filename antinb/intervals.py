@@ -12,6 +12,7 @@ from antinb.noise import number
 LEVELS = (0.01, 0.9999)
 BLOCKS = 50
 RESAMPLES = 999
+LEAST = 1e-9
 BETS = np.linspace(0, 1, 101)[1:]
 
 Subset = Callable[[np.ndarray], np.ndarray]
@@ -20,8 +21,8 @@ Subset = Callable[[np.ndarray], np.ndarray]
 def jackknife(estimator: Subset, units: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return `estimate, low, high` of `estimator(numbers of units)` by leaving out one of at most 50 blocks of units.
 
-    The interval is `estimate -+ t se`, `se^2 = (g - 1) / g sum_b (T_-b - T)^2` over g blocks, with
-    `g - 1` degrees of freedom.
+    The interval is `estimate -+ t se`, `se^2 = (g - 1) / g sum_b (T_-b - mean_b T_-b)^2` over g blocks,
+    with `g - 1` degrees of freedom.
 
     Raises:
         ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
@@ -98,9 +99,9 @@ def bounded_interval(values: np.ndarray, level: float) -> tuple[float, float]:
     shares, limit = _shares(values), np.log(2 / (1 - level))
 
     def lower(sample: np.ndarray) -> float:
-        if not sample.any():
+        if sample.mean() <= LEAST or _log_capital(sample, LEAST) <= limit:
             return 0.0
-        return float(optimize.brentq(lambda mean: _log_capital(sample, mean) - limit, 1e-12, sample.mean()))
+        return float(optimize.brentq(lambda mean: _log_capital(sample, mean) - limit, LEAST, sample.mean()))
 
     return lower(shares), 1 - lower(1 - shares)
 

@@ -6,16 +6,16 @@ import numpy as np
 
 from antinb.noise import at_least
 
-NEGLIGIBLE = 1e-10
+NEGLIGIBLE = 1e-10  # of float32 rounding, in a variance
 
 
-def affine_antisymmetry(values: np.ndarray) -> np.ndarray:
+def affine_antisymmetry(values: np.ndarray, *, negligible: float = NEGLIGIBLE) -> np.ndarray:
     r"""Return the affine-antisymmetry score of slices, `(..., points)` to `(...)` in [0, 1].
 
     `AS = 1 - sum w (e - fbar)^2 / sum w (f - fbar)^2` with `e(s) = (f(s) + f(-s)) / 2`, on a symmetric
     grid of [-1, 1] with trapezoid weights `w`: the odd share of the slice's variance. It is 1 for
     an affine antisymmetric function, 0 for an even one, and `(1 - Corr(f(s), f(-s))) / 2`. A slice
-    whose variance is below 1e-10 of its mean square is constant: NaN.
+    whose variance is below `negligible` of its mean square is constant: NaN.
 
     Raises:
         ValueError: if the number of points is even or below 3.
@@ -29,21 +29,21 @@ def affine_antisymmetry(values: np.ndarray) -> np.ndarray:
         array([1., 0.])
     """
     odd, even, power, _ = _parts(values)
-    return _share(odd, even, NEGLIGIBLE * power)
+    return _share(odd, even, negligible * power)
 
 
-def nonlinear_odd_share(values: np.ndarray) -> np.ndarray:
+def nonlinear_odd_share(values: np.ndarray, *, negligible: float = NEGLIGIBLE) -> np.ndarray:
     """Return the odd share of what the best affine fit in s leaves, `(..., points)` to `(...)` in [0, 1].
 
     The fit takes `b s` from the odd part, `b = sum w s f / sum w s^2`, and the mean from the even
     one. Anything nearly affine has AS near 1; this share says how the rest splits. NaN where that
-    rest is below 1e-10 of the slice's mean square: an affine slice has none.
+    rest is below `negligible` of the slice's mean square: an affine slice has none.
 
     Raises:
         ValueError: as `affine_antisymmetry`.
     """
     odd, even, power, slope = _parts(values)
-    return _share(odd - slope, even, NEGLIGIBLE * power)
+    return _share(odd - slope, even, negligible * power)
 
 
 def odd_points(points: int) -> int:
@@ -54,15 +54,15 @@ def odd_points(points: int) -> int:
 
 
 def vector_quantities(odd: np.ndarray, even: np.ndarray) -> np.ndarray:
-    """Return odd share, displacement cosine and the rms of odd, even and centre, of parts `(direction, value)`."""
+    """Return odd share, displacement cosine and mean squares of odd, even and centre, of `(direction, value)`."""
     count = len(even)
     deviation = even - even.mean(0)
     odd_power, even_power = (odd**2).sum() / count, (deviation**2).sum() / (count - 1)
     plus, minus = (deviation * count / (count - 1) + sign * odd for sign in (1, -1))
     cosine = (plus * minus).sum(1) / np.linalg.norm(plus, axis=1) / np.linalg.norm(minus, axis=1)
     size = odd.shape[1]
-    centre = max(0.0, (even.mean(0) ** 2).sum() - even_power / count)
-    powers = np.sqrt([odd_power / size, even_power / size, centre / size])
+    centre = (even.mean(0) ** 2).sum() - even_power / count
+    powers = np.array([odd_power, even_power, centre]) / size
     return np.array([odd_power / (odd_power + even_power), cosine.mean(), *powers])
 
 

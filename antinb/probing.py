@@ -10,7 +10,7 @@ import torch
 
 from antinb.generators import Diffusion
 from antinb.noise import SEEDS, Design, at_least
-from antinb.parity import odd_points
+from antinb.parity import NEGLIGIBLE, odd_points
 from antinb.sampling import generate
 
 TIMESTEPS = 8
@@ -23,6 +23,7 @@ class Probe:
         timesteps: levels of the model.
         coordinates: numbers of the pixels that are kept, in the flattened image.
         grid: the points s.
+        negligible: variance, relative to the mean square, that is rounding in the model's precision.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Probe:
     ) -> None:
         if not hasattr(generator, "predict_noise"):
             raise ValueError(f"the score needs a generator that predicts noise; got a {type(generator).__name__}")
-        self.generator, self.condition = generator, condition
+        self.generator = generator
+        self.condition = None if condition is None else at_least(0, "condition", condition)
+        self.negligible = max(NEGLIGIBLE, torch.finfo(generator.like.dtype).eps ** 2)
         self.seed, self.batch = at_least(0, "seed", seed, SEEDS), at_least(1, "batch", batch)
         self.grid = np.linspace(-1, 1, odd_points(points))
         steps = generator.timesteps
@@ -47,11 +50,13 @@ class Probe:
             chosen = np.linspace(0, len(steps) - 1, min(TIMESTEPS, len(steps))).round().astype(int)
             timesteps = [steps[place] for place in chosen]
         known = steps if trajectory else range(generator.levels)
-        wrong = [t for t in timesteps if t not in known]
-        if wrong or not len(timesteps):
+        if isinstance(timesteps, str) or not np.iterable(timesteps) or len({*timesteps}) != len(timesteps):
+            raise ValueError(f"timesteps must be different levels of the model, as a list; got {timesteps!r}")
+        self.timesteps, self._trajectory = [at_least(0, "a timestep", t) for t in timesteps], trajectory
+        wrong = [t for t in self.timesteps if t not in known]
+        if wrong or not self.timesteps:
             rule = f"one of the sampler's steps {steps}" if trajectory else f"from 0 to {generator.levels - 1}"
             raise ValueError(f"a timestep must be {rule}; got {wrong[0] if wrong else 'none'}")
-        self.timesteps, self._trajectory = [int(t) for t in timesteps], trajectory
         size = math.prod(generator.shape)
         kept = size if coordinates is None else at_least(1, "coordinates", coordinates, size)
         self.coordinates = np.sort(np.random.default_rng([self.seed, 1]).choice(size, kept, replace=False))
@@ -83,7 +88,10 @@ class Probe:
             for part in inputs.tensor_split(math.ceil(len(inputs) / self.batch)):
                 classes = None if self.condition is None else torch.full((len(part),), self.condition)
                 parts.append(self.generator.predict_noise(part, t, classes).flatten(1).double().cpu())
-        return torch.cat(parts).numpy()[:, self.coordinates]
+        values = torch.cat(parts).numpy()
+        if not np.isfinite(values).all():
+            raise ValueError(f"predicted noise must be finite; the model returned NaN or infinity at timestep {t}")
+        return values[:, self.coordinates]
 
     def slices(self, centres: np.ndarray, directions: np.ndarray, t: int) -> Iterator[np.ndarray]:
         """Yield for each direction `eps_t(c + s x)_i` over the grid, `(coordinates, points)`."""

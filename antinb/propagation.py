@@ -8,7 +8,7 @@ import xarray as xr
 
 from antinb.intervals import jackknife
 
-RESIDUAL = 1e-3
+RESIDUAL, ROUNDING = 1e-3, 1e-5
 
 
 def predict_correlation(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
@@ -24,19 +24,23 @@ def predict_correlation(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFram
     - `observed`: covariance over variance of the two members of the run itself.
 
     That `predicted` meets `observed` on the same pairs is algebra, up to 1 / pairs; on other pairs it
-    is a prediction. Intervals: jackknife over pairs. `step` counts the steps done.
+    is a prediction. Intervals: jackknife over pairs. `step` counts the steps done. In memory are the
+    even parts of all steps, in float64, a few times over.
 
     Args:
         data: antithetic pairs of a run with trajectories.
         level: of the intervals.
 
     Raises:
-        ValueError: if there are no trajectories or not two members a unit, or a step is not of this
+        ValueError: if there are no trajectories, the units are not pairs z and -z, or a step is not of this
             form, as with step noise, clipping or a sampler of higher order.
     """
     if "state" not in data or data.sizes["member"] != 2:
         found = f"{list(data.data_vars)} with {data.sizes['member']} members"
         raise ValueError(f"a prediction needs pairs with trajectories; got {found}")
+    starts = data["state"].isel(step=0).values
+    if np.abs(starts.sum(1)).max() > ROUNDING * np.abs(starts).max():
+        raise ValueError("a prediction needs pairs that start from z and -z; the members of these units do not")
     names = ("predicted", "independent", "bound", "observed")
     contributions = np.empty((0, data.sizes["unit"], data["image"][0, 0].size))
     rows = []

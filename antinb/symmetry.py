@@ -20,13 +20,14 @@ from tqdm.auto import tqdm
 
 from antinb import noise
 from antinb.generators import Diffusion
-from antinb.intervals import bounded_interval, bounded_p_value, cluster_bootstrap, jackknife
-from antinb.noise import at_least
+from antinb.intervals import LEVELS, bounded_interval, bounded_p_value, cluster_bootstrap, jackknife
+from antinb.noise import at_least, number
 from antinb.parity import affine_antisymmetry, nonlinear_odd_share, vector_quantities
 from antinb.probing import Probe
 
 ALONG = ("gaussian", "trajectory")
 MEASURES = ("affine_antisymmetry", "nonlinear_odd_share")
+KERNELS = (affine_antisymmetry, nonlinear_odd_share)
 QUANTITIES = ("odd share", "displacement cosine", "odd rms", "even rms", "centre rms")
 
 
@@ -47,8 +48,8 @@ def score(
 
     Variables `affine_antisymmetry` and `nonlinear_odd_share` by `(timestep, direction, coordinate)`,
     NaN where undefined. It takes `timesteps x directions x points` evaluations of the noise (the bar's
-    total, and `evaluations` in the attrs), and the trajectories' where they are asked for; one
-    direction's slices are in memory at a time.
+    total, and `evaluations` in the attrs), and the trajectories' where they are asked for. In memory
+    are one direction's slices, or while they run the whole trajectories of one batch.
 
     Args:
         generator: one with `predict_noise`.
@@ -70,9 +71,10 @@ def score(
 
     Source: Jia et al., arXiv 2506.06185, section 3.
     """
+    directions = at_least(1, "directions", directions)
     options = {"timesteps": timesteps, "points": points, "coordinates": coordinates, "condition": condition}
     probe = Probe(generator, seed=seed, batch=batch, trajectory=_trajectory(along), **options)
-    states = probe.states(noise.iid(at_least(1, "directions", directions)))[:, 0]
+    states = probe.states(noise.iid(directions))[:, 0]
     values, calls = _measure(probe, [("origin", 0 * states)], states, progress)
     return _dataset(probe, values, probe.evaluations(calls, directions), along).isel(centre=0, drop=True)
 
@@ -93,9 +95,10 @@ def slices(
 
     Directions and coordinates are those of `score` at the same seed; so are arguments and errors.
     """
+    directions = at_least(1, "directions", directions)
     options = {"timesteps": timesteps, "points": points, "coordinates": coordinates, "condition": condition}
     probe = Probe(generator, seed=seed, batch=batch, trajectory=_trajectory(along), **options)
-    states = probe.states(noise.iid(at_least(1, "directions", directions)))[:, 0]
+    states = probe.states(noise.iid(directions))[:, 0]
     values = [list(probe.slices(0 * states[:, place], states[:, place], t)) for place, t in enumerate(probe.timesteps)]
     coords = {"timestep": probe.timesteps, "coordinate": probe.coordinates, "s": probe.grid}
     return xr.DataArray(np.array(values), coords, ["timestep", "direction", "coordinate", "s"], "predicted_noise")
@@ -120,9 +123,10 @@ def score_at_midpoint(
     `half_difference_rms`, by `(timestep, direction)`, say how far m has drifted. Arguments, cost
     (twice that of `score`, and the trajectories) and errors are those of `score`.
     """
+    directions = at_least(1, "directions", directions)
     options = {"timesteps": timesteps, "points": points, "coordinates": coordinates, "condition": condition}
     probe = Probe(generator, seed=seed, batch=batch, trajectory=True, **options)
-    pair = probe.states(noise.antithetic(at_least(1, "directions", directions)))
+    pair = probe.states(noise.antithetic(directions))
     middle, half = pair.mean(1), (pair[:, 0] - pair[:, 1]) / 2
     values, calls = _measure(probe, [("origin", 0 * middle), ("midpoint", middle)], half, progress)
     data = _dataset(probe, values, probe.evaluations(calls, 2 * directions), "half-difference of pairs")
@@ -149,11 +153,12 @@ def vector(
     directions: `odd share`, `sum |o|^2 / sum (|o|^2 + (n - 1)/n |e - c_t|^2)`, whose factor makes up for
     the error of `c_t`; `displacement cosine`, the mean cosine of `eps(x) - c_t` and `eps(-x) - c_t`, -1 under
     affine antisymmetry; `odd rms`, `even rms` and `centre rms` a pixel. Intervals: jackknife over
-    directions. Arguments as for `score`, two evaluations a timestep and direction.
+    directions, for an rms of its square. Arguments as for `score`, two evaluations a timestep and direction.
 
     Raises:
         ValueError: as `score`, or for fewer than 8 directions.
     """
+    directions = at_least(8, "directions", directions)
     probe = Probe(
         generator,
         seed=seed,
@@ -164,7 +169,7 @@ def vector(
         batch=batch,
         trajectory=_trajectory(along),
     )
-    states = probe.states(noise.iid(at_least(8, "directions", directions)))[:, 0]
+    states = probe.states(noise.iid(directions))[:, 0]
     rows = []
     for place, t in enumerate(probe.timesteps):
         plus, minus = (probe.predict(sign * states[:, place], t) for sign in (1, -1))
@@ -174,7 +179,7 @@ def vector(
             return vector_quantities(odd[units], even[units])
 
         for name, *numbers in zip(QUANTITIES, *jackknife(quantities, directions, level), strict=True):
-            rows.append((t, name, *numbers))
+            rows.append((t, name, *(np.sqrt(np.clip(numbers, 0, None)) if name.endswith("rms") else numbers)))
     about = {"level": level, "method": "jackknife over directions", "units": directions}
     about["evaluations"] = probe.evaluations(2 * directions * len(probe.timesteps), directions)
     return pd.DataFrame(rows, columns=["timestep", "quantity", "estimate", "low", "high"]).assign(**about)
@@ -184,16 +189,18 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     """Return mean and 10% quantile of each measure, a row a `timestep` (and "all"), `measure` and `quantity`.
 
     The mean is over directions of the mean over coordinates; the quantile is over all slices. The
-    intervals come from a bootstrap over directions, all slices of one together. `undefined` counts
-    the NaN slices that are left out.
+    intervals come from a bootstrap over directions, all slices of one together; fewer than 8
+    directions have none. At 40 directions a nominal 95% covered the mean in 93% to 94% of simulated
+    runs, and in 85% where directions were extremely skewed. `undefined` counts the NaN slices that are left out.
 
     Raises:
-        ValueError: for fewer than 8 directions or a level not from 0.01 to 0.9999.
+        ValueError: for other dimensions than those of `score` (choose a `centre` first), or a level
+            not from 0.01 to 0.9999.
     """
+    number("level", level, *LEVELS)
     rows = []
     for measure in MEASURES:
-        values = data[measure].transpose("direction", ..., "timestep", "coordinate").values
-        values = values.reshape(len(values), data.sizes["timestep"], -1)
+        values = _plain(data[measure], 3).values
         for place, t in [*enumerate(data["timestep"].values.tolist()), (slice(None), "all")]:
             part = values[:, place].reshape(len(values), -1)
             undefined, part = int(np.isnan(part).sum()), part[np.isfinite(part).any(1)]
@@ -226,12 +233,14 @@ def test(
         level: of the intervals; one minus it is the level of the tests, all timesteps together.
 
     Raises:
-        ValueError: if an argument is out of its range or a timestep has no defined share.
+        ValueError: if an argument is out of its range, there are other dimensions (choose a
+            `centre` first) or a timestep has no defined share.
     """
-    means = shares.mean([dim for dim in shares.dims if dim not in ("timestep", "direction")])
+    means = _plain(shares, 2)
+    means = means.mean("coordinate") if "coordinate" in means.dims else means
     rows = []
-    for t in means["timestep"].values.tolist():
-        values = means.sel(timestep=t).values
+    for place, t in enumerate(means["timestep"].values.tolist()):
+        values = means.isel(timestep=place).values
         defined = values[np.isfinite(values)]
         p_value = bounded_p_value(defined, threshold, alternative)
         low, high = bounded_interval(defined, level)
@@ -241,6 +250,15 @@ def test(
     table = pd.DataFrame(rows)
     rejected, adjusted, *_ = multipletests(table["p_value"], 1 - level, method="holm")
     return table.assign(p_holm=adjusted, rejected=rejected, level=level, method="bounded mean, betting")
+
+
+def _plain(values: xr.DataArray, least: int) -> xr.DataArray:
+    """Return the values `(direction, timestep[, coordinate])`, refusing any other dimension."""
+    wanted = ("direction", "timestep", "coordinate")
+    dims = tuple(dim for dim in wanted if dim in values.dims)
+    if set(dims) != set(values.dims) or dims[:least] != wanted[:least]:
+        raise ValueError(f"shares have the dimensions {wanted}; got {values.dims}")
+    return values.transpose(*dims)
 
 
 def _trajectory(along: str) -> bool:
@@ -258,8 +276,8 @@ def _measure(
     calls = len(names) * len(times) * count * len(probe.grid)
     with tqdm(total=calls, unit="evaluation", disable=not progress) as bar:
         for (row, (_, centre)), (column, t) in itertools.product(enumerate(centres), enumerate(times)):
-            for number, slices in enumerate(probe.slices(centre[:, column], directions[:, column], t)):
-                values[row, column, number] = affine_antisymmetry(slices), nonlinear_odd_share(slices)
+            for place, slices in enumerate(probe.slices(centre[:, column], directions[:, column], t)):
+                values[row, column, place] = [kernel(slices, negligible=probe.negligible) for kernel in KERNELS]
                 bar.update(len(probe.grid))
     coordinates = {"centre": names, "timestep": times, "coordinate": probe.coordinates}
     return xr.DataArray(values, coordinates, ["centre", "timestep", "direction", "measure", "coordinate"]), calls

@@ -118,8 +118,9 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> gen
     """
     folder = DATA / "models" / str(source) if str(source) in registry() else Path(source)
     settings, config = (_config(folder, name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
+    seed = at_least(0, "seed", seed, SEEDS)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(at_least(0, "seed", seed, SEEDS))
+        torch.manual_seed(seed)
         unet = UNet2DModel.from_config(settings)
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
     return generators.from_unet(unet, config, **identity).with_(steps=steps)

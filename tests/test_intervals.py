@@ -91,6 +91,8 @@ def test_bounded_interval_inverts_the_test_and_covers():
     assert covered >= 0.95 * 300
     assert bounded_interval(np.ones(5), 0.95)[1] == 1
     assert bounded_interval(np.zeros(5), 0.95)[0] == 0
+    assert bounded_interval(np.full(10, 1 - 1e-14), 0.95)[1] == 1
+    assert bounded_interval(np.full(10, 1e-300), 0.95)[0] == 0
 
 
 @pytest.mark.parametrize(

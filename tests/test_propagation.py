@@ -90,3 +90,11 @@ def test_runs_without_pairs_or_trajectories_are_refused(mixture_generator, pairs
     single = antinb.sample(mixture_generator, noise.iid(8), seed=0, trajectory=True, progress=False)
     with pytest.raises(ValueError, match="with 1 members"):
         propagation.predict_correlation(single)
+
+
+def test_members_that_are_no_mirror_images_are_refused(mixture_generator):
+    for mask in (np.ones((8, 8), bool), np.arange(8)[:, None] < np.full(8, 4)):
+        design = noise.partial(8, mask, redraw=bool(mask.all()))
+        data = antinb.sample(mixture_generator, design, seed=0, trajectory=True, progress=False)
+        with pytest.raises(ValueError, match="pairs that start from z and -z"):
+            propagation.predict_correlation(data)

@@ -12,7 +12,8 @@ from statsmodels.stats.multitest import multipletests
 
 import antinb
 from antinb import exact, generators, noise, symmetry, zoo
-from antinb.parity import affine_antisymmetry, nonlinear_odd_share
+from antinb.intervals import jackknife
+from antinb.parity import affine_antisymmetry, nonlinear_odd_share, vector_quantities
 
 GRID = np.linspace(-1, 1, 65)
 WEIGHTS = np.r_[0.5, np.ones(63), 0.5]
@@ -119,6 +120,20 @@ def test_the_midpoint_of_a_pair_follows_a_shifted_centre():
     np.testing.assert_allclose(data["midpoint_rms"][-1], 0.3, atol=0.05)
 
 
+def test_slices_about_the_midpoint_run_from_one_state_of_the_pair_to_the_other(mixture_generator):
+    t = mixture_generator.timesteps[6]
+    data = symmetry.score_at_midpoint(mixture_generator, timesteps=[t], directions=2, **QUICK)
+    run = antinb.sample(mixture_generator, noise.antithetic(2), trajectory=True, **QUICK)
+    for direction in range(2):
+        first, second = run["state"][direction, :, 6].values
+        line = (first + second) / 2 + GRID.reshape(-1, 1, 1, 1) * (first - second) / 2
+        slices = mixture_generator.predict_noise(torch.from_numpy(line).float(), t).flatten(1).double().numpy().T
+        found = data["affine_antisymmetry"].sel(centre="midpoint", timestep=t)[direction]
+        np.testing.assert_allclose(found, affine_antisymmetry(slices), atol=1e-5)
+        half = data["half_difference_rms"].sel(timestep=t)[direction]
+        assert float(half) == pytest.approx(np.sqrt((((first - second) / 2) ** 2).mean()), rel=1e-5)
+
+
 def test_a_skewed_mixture_loses_the_symmetry_on_the_way_to_the_data():
     """The centre is 0: what breaks the symmetry is the weights alone."""
     skewed, even = (
@@ -196,6 +211,8 @@ def test_the_constant_comes_from_the_other_directions():
         cosines.append(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
     assert rows["odd share"] == pytest.approx((odd**2).sum() / ((odd**2).sum() + power), rel=1e-9)
     assert rows["displacement cosine"] == pytest.approx(np.mean(cosines), rel=1e-9)
+    centre = ((even.mean(0) ** 2).sum() - power / 81) / 64
+    assert rows["centre rms"] == pytest.approx(centre**0.5, rel=1e-9)
 
 
 def shares(values):
@@ -237,6 +254,10 @@ def test_an_untrained_network_has_the_architecture_and_weights_of_its_own():
     ("options", "reason"),
     [
         ({"points": 64}, "points must be odd.*64"),
+        ({"timesteps": [5, 5]}, r"timesteps must be different levels of the model, as a list; got \[5, 5\]"),
+        ({"timesteps": 5}, "timesteps must be different levels of the model, as a list; got 5"),
+        ({"timesteps": [5.0]}, "a timestep must be an integer of at least 0; got 5.0"),
+        ({"condition": "a"}, "condition must be an integer of at least 0; got 'a'"),
         ({"points": 1}, "points must be an integer of at least 3; got 1"),
         ({"timesteps": [1000]}, "a timestep must be from 0 to 999; got 1000"),
         ({"timesteps": []}, "a timestep must be from 0 to 999; got none"),
@@ -262,3 +283,44 @@ def test_a_generator_without_a_score_is_refused():
 def test_a_threshold_outside_the_unit_interval_is_refused(threshold):
     with pytest.raises(ValueError, match=r"threshold of a share must lie in \(0, 1\)"):
         symmetry.test(shares(np.full((2, 20, 1), 0.5)), threshold=threshold)
+
+
+def test_about_which_centre_must_be_said(mixture_generator):
+    data = symmetry.score_at_midpoint(mixture_generator, directions=8, points=5, **QUICK)
+    with pytest.raises(ValueError, match="shares have the dimensions .*'centre'"):
+        symmetry.summary(data)
+    with pytest.raises(ValueError, match="shares have the dimensions .*'centre'"):
+        symmetry.test(data["affine_antisymmetry"])
+    means = data["affine_antisymmetry"].mean("coordinate")
+    for centre in ("origin", "midpoint"):
+        table = symmetry.summary(data.sel(centre=centre)).query(
+            "measure == 'affine_antisymmetry' and quantity == 'mean'"
+        )
+        np.testing.assert_allclose(table["estimate"][:-1], means.sel(centre=centre).mean("direction"), rtol=1e-9)
+        tested = symmetry.test(data["affine_antisymmetry"].sel(centre=centre))
+        np.testing.assert_allclose(tested["estimate"], means.sel(centre=centre).mean("direction"), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounding_of_an_affine_network_is_no_finding(dtype):
+    affine = network_generator(lambda x, t, condition: 0.9 * x + 0.1, dtype)
+    data = symmetry.score(affine, directions=np.int64(3), **QUICK)
+    assert np.isnan(data["nonlinear_odd_share"]).mean() > 0.99
+    assert float(data["affine_antisymmetry"].min()) > 0.99
+
+
+def test_a_network_that_fails_is_not_taken_for_a_constant():
+    broken = network_generator(lambda x, t, condition: x / 0)
+    with pytest.raises(ValueError, match="predicted noise must be finite; .* at timestep"):
+        symmetry.score(broken, directions=2, **QUICK)
+
+
+def test_the_interval_of_a_small_centre_covers_it():
+    """Even part 0.3 (x^2 - 1) + c, whose mean is c."""
+    even = 0.3 * (np.random.default_rng(0).standard_normal((200, 20, 16)) ** 2 - 1) + 0.02
+    odd = np.ones((20, 16))
+    covered = 0
+    for draw in even:
+        _, low, high = jackknife(lambda units, e=draw: vector_quantities(odd[units], e[units])[4], 20, 0.95)
+        covered += low <= 0.02**2 <= high
+    assert covered >= 0.9 * 200

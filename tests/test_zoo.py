@@ -12,7 +12,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import antinb
-from antinb import zoo
+from antinb import generators, zoo
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
