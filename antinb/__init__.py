@@ -14,6 +14,7 @@ _MODULES = (
     "correlation",
     "dataset",
     "draws",
+    "estimation",
     "exact",
     "figures",
     "generators",

@@ -77,8 +77,8 @@ def event(statistic: Statistic, *, above: float) -> Statistic:
 def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     """Return the statistics of every image, `(statistic, unit, member)` in float64.
 
-    The images are scaled from their range to [0, 1] and clipped. NaN is kept: an undefined value
-    is for the reader to count. A lazy run is read chunk by chunk.
+    The images are scaled from their range to [0, 1] and clipped; the run's attrs go along. NaN is
+    kept: an undefined value is for the reader to count. A lazy run is read chunk by chunk.
 
     Raises:
         ValueError: if no statistic is given or one does not return a value an image.
@@ -107,4 +107,5 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
         dask_gufunc_kwargs={"output_sizes": {"statistic": len(statistics)}},
     )
     names = [statistic.__name__ for statistic in statistics]
-    return values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
+    values = values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
+    return values.assign_attrs(data.attrs)

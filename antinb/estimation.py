@@ -1,0 +1,257 @@
+"""Estimates of `E S(G(Z))` from any noise design, their intervals, and what the design was worth.
+
+The unit is the replicate: an estimate is the mean over units of the member mean, and its standard
+error comes from the spread of those unit means. Composite estimators answer to the same three
+numbers, `(estimate, se, df)`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+from antinb import dataset
+from antinb.intervals import LEVELS
+from antinb.noise import at_least, number
+
+METHODS = ("t", "skew")
+RESAMPLES = 999
+CHUNK = 2_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate with its standard error and degrees of freedom: what every estimator returns."""
+
+    estimate: float
+    se: float
+    df: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Return `estimate -+ t se` with the t quantile of `df` degrees of freedom."""
+        half = stats.t.ppf((1 + level) / 2, self.df) * self.se
+        return self.estimate - half, self.estimate + half
+
+
+def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", drop: bool = False) -> pd.DataFrame:
+    r"""Return the mean of each statistic with its interval, from the unit means of any plain design.
+
+    `"t"`: `m -+ t_{n-1} s / sqrt(n)` over the n unit means. `"skew"`: Hall's monotone cubic
+    transformation of the t statistic, `g(T) = T + c T^2 / 3 + c^2 T^3 / 27 + c / 6` with `c = skewness /
+    sqrt(n)`, whose inverse is taken at the t quantiles: for few units, or means whose odd part has cancelled.
+    With several conditions the estimate is the mean within conditions averaged by their shares of
+    the units, its variance `sum w_c^2 s_c^2 / n_c` holds no variance between them, and df are
+    Satterthwaite's.
+
+    Args:
+        values: `(statistic, unit, member)` of `statistics.measure`, with `condition(unit)` if there is one.
+        level: from 0.01 to 0.9999.
+        method: `"t"` or `"skew"` (one condition only).
+        drop: whether units with an undefined value are left out, and counted in `dropped`, or refused.
+
+    Returns:
+        Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, dropped`.
+
+    Raises:
+        ValueError: for fewer than two units in a condition, a constant or undefined statistic, an
+            unknown method or a level out of its range.
+
+    Source: Hall, On the removal of skewness by transformation, JRSS B 54 (1992), 221-228.
+    """
+    number("level", level, *LEVELS)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
+    rows = []
+    for name in values["statistic"].values.tolist():
+        means, conditions, dropped = _unit_means(values.sel(statistic=name), name, drop)
+        found = _stratified(means, conditions, name)
+        low, high = found.interval(level)
+        if method == "skew":
+            if len(np.unique(conditions)) > 1:
+                raise ValueError("the method 'skew' is for one condition; take 't', or one condition at a time")
+            low, high = (float(end) for end in skew_interval(means, level))
+        row = {"statistic": name, **_about(values), "estimate": found.estimate, "low": low, "high": high}
+        row |= {"level": level, "method": method, "units": len(means), "members": values.sizes["member"]}
+        row["evaluations"] = values.sizes["unit"] * values.sizes["member"] * _evaluations(values)
+        rows.append(row | {"se": found.se, "df": found.df, "dropped": dropped})
+    return pd.DataFrame(rows)
+
+
+def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the t intervals of unit means, `(..., units)` to two arrays `(...)`."""
+    units = means.shape[-1]
+    half = stats.t.ppf((1 + level) / 2, units - 1) * means.std(-1, ddof=1) / units**0.5
+    return means.mean(-1) - half, means.mean(-1) + half
+
+
+def skew_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return Hall's intervals of unit means, `(..., units)` to two arrays `(...)`; see `interval`."""
+    units = means.shape[-1]
+    centre, spread = means.mean(-1), means.std(-1)
+    cubes = ((means - centre[..., None]) ** 3).mean(-1)
+    skewness = np.divide(cubes, spread**3, out=np.zeros_like(spread), where=spread > 0) / units**0.5
+    skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
+    quantile = stats.t.ppf((1 + level) / 2, units - 1)
+    se = means.std(-1, ddof=1) / units**0.5
+    ends = (3 / skewness * (np.cbrt(1 + skewness * (t - skewness / 6)) - 1) for t in (quantile, -quantile))
+    low, high = (centre - end * se for end in ends)
+    return low, high
+
+
+def compare(
+    values: xr.DataArray, baseline: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop: bool = False
+) -> pd.DataFrame:
+    r"""Return the efficiency of a design against plain Monte Carlo at equal network evaluations.
+
+    `efficiency = v / (M Var(unit mean))`, v the variance of one image's statistic (pooled over the
+    images of both runs, whose marginals are equal) and M the members of a unit: how many times as
+    many images plain Monte Carlo would need. `width_efficiency` is the same of the squared interval
+    widths, with the t quantiles of each; `narrower_percent = 100 (1 - width_efficiency^(-1/2))`; the
+    paper's "90% narrower" is 100 of it. Intervals: bootstrap over units of both runs, percentiles.
+
+    Args:
+        values: `(statistic, unit, member)` of the design.
+        baseline: the same statistics of a run of `noise.iid`.
+        level: of the intervals.
+        seed: of the bootstrap.
+        drop: as for `interval`.
+
+    Returns:
+        Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations`.
+
+    Raises:
+        ValueError: as `interval`, or if the baseline has more than one member a unit or the models cost differently.
+    """
+    number("level", level, *LEVELS)
+    if baseline.sizes["member"] != 1 or _evaluations(values) != _evaluations(baseline):
+        found = f"{baseline.sizes['member']} members, {_evaluations(values)} and {_evaluations(baseline)} evaluations"
+        raise ValueError(f"the baseline is independent draws at the same evaluations an image; got {found}")
+    rng, rows = np.random.default_rng(at_least(0, "seed", seed)), []
+    members = values.sizes["member"]
+    for name in values["statistic"].values.tolist():
+        units, _, _ = _unit_members(values.sel(statistic=name), name, drop)
+        plain, _, _ = _unit_members(baseline.sel(statistic=name), name, drop)
+        _stratified(units.mean(1), np.zeros(len(units)), name)
+        count = units.size
+        wider = stats.t.ppf((1 + level) / 2, [count - 1, len(units) - 1])
+        whole = _efficiency(units, plain)
+        drawn = [
+            _efficiency(
+                units[rng.integers(len(units), size=len(units))], plain[rng.integers(len(plain), size=len(plain))]
+            )
+            for _ in range(RESAMPLES)
+        ]
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        ratio = (wider[0] / wider[1]) ** 2
+        for quantity, change in (
+            ("efficiency", lambda value: value),
+            ("width_efficiency", lambda value, ratio=ratio: value * ratio),
+            ("narrower_percent", lambda value, ratio=ratio: 100 * (1 - (value * ratio) ** -0.5)),
+        ):
+            numbers = dict(zip(("estimate", "low", "high"), map(change, (whole, low, high)), strict=True))
+            row = {"statistic": name, **_about(values), "quantity": quantity, **numbers, "level": level}
+            row |= {"method": "bootstrap over units", "units": len(units)}
+            rows.append(row | {"evaluations": len(units) * members * _evaluations(values)})
+    return pd.DataFrame(rows)
+
+
+def coverage(
+    pool: np.ndarray,
+    units: int,
+    *,
+    truth: float | None = None,
+    level: float = 0.95,
+    method: str = "t",
+    experiments: int = 20_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return how often intervals from `units` unit means cover the truth, with its 95% binomial interval.
+
+    Each experiment draws its units from the pool with replacement; the truth is then the pool's mean.
+
+    Args:
+        pool: `(n,)` unit means of a long run.
+        units: number of units of an experiment, at least 2.
+        truth: the known mean of the pool's law, None for the pool's own.
+        level: nominal level of the intervals.
+        method: `"t"` or `"skew"`.
+        experiments: number of experiments.
+        seed: of the draws.
+
+    Returns:
+        `estimate, low, high` of the share covered, the mean `width`, `level`, `method`, `units`, `experiments`.
+
+    Raises:
+        ValueError: for a pool that is constant or holds NaN, or an argument out of its range.
+    """
+    number("level", level, *LEVELS)
+    units, experiments = at_least(2, "units", units), at_least(1, "experiments", experiments)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
+    means = np.asarray(pool, float)
+    if means.ndim != 1 or not np.isfinite(means).all() or np.ptp(means) == 0:
+        raise ValueError(f"a pool is a vector of finite values that differ; got {means}")
+    wanted = means.mean() if truth is None else number("truth", truth, -np.inf, np.inf)
+    rng, covered, width = np.random.default_rng(at_least(0, "seed", seed)), 0, 0.0
+    block = max(1, CHUNK // units)
+    for start in range(0, experiments, block):
+        drawn = means[rng.integers(len(means), size=(min(block, experiments - start), units))]
+        low, high = (t_interval if method == "t" else skew_interval)(drawn, level)
+        covered += int(((low <= wanted) & (wanted <= high)).sum())
+        width += float((high - low).sum())
+    low, high = proportion_confint(covered, experiments, method="beta")
+    row = {"estimate": covered / experiments, "low": low, "high": high, "width": width / experiments}
+    return row | {"level": level, "method": method, "units": units, "experiments": experiments}
+
+
+def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the defined units `(unit, member)`, their conditions and how many were dropped."""
+    table = values.transpose("unit", "member").values
+    conditions = values["condition"].values if "condition" in values.coords else np.zeros(len(table), int)
+    defined = np.isfinite(table).all(1)
+    dropped = int((~defined).sum())
+    if dropped and not drop:
+        raise ValueError(f"{name} is undefined in {dropped} of {len(table)} units; drop=True leaves them out, counted")
+    return table[defined], conditions[defined], dropped
+
+
+def _unit_means(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    table, conditions, dropped = _unit_members(values, name, drop)
+    return table.mean(1), conditions, dropped
+
+
+def _stratified(means: np.ndarray, conditions: np.ndarray, name: str) -> Estimate:
+    kinds, counts = np.unique(conditions, return_counts=True)
+    if not len(counts) or counts.min() < 2:
+        raise ValueError(f"an interval needs at least two units a condition; {name} has {counts.tolist() or 0}")
+    parts = [means[conditions == kind] for kind in kinds]
+    shares = counts / counts.sum()
+    variances = np.array([part.var(ddof=1) / len(part) for part in parts]) * shares**2
+    if variances.sum() <= (1e-12 * np.abs(means).max()) ** 2:
+        raise ValueError(f"{name} is constant over units ({means[0]:g}): there is no width to estimate")
+    df = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
+    return Estimate(float(shares @ [part.mean() for part in parts]), float(variances.sum() ** 0.5), float(df))
+
+
+def _efficiency(units: np.ndarray, plain: np.ndarray) -> float:
+    singles = [units.ravel(), plain.ravel()]
+    weights = np.array([single.size for single in singles])
+    variance = weights @ [single.var(ddof=1) for single in singles] / weights.sum()
+    spread = units.shape[1] * units.mean(1).var(ddof=1)
+    return float(variance / spread) if spread > 0 else np.inf
+
+
+def _about(values: xr.DataArray) -> dict[str, object]:
+    return {"design": json.loads(values.attrs["design"])["name"]}
+
+
+def _evaluations(values: xr.DataArray) -> int:
+    if "evaluations" not in values.attrs:
+        raise ValueError("values come from statistics.measure, which keeps what the run was; these have no attrs")
+    return int(dataset.config_of(values.attrs)["evaluations"])

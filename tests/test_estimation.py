@@ -1,0 +1,187 @@
+"""Intervals, efficiencies and coverage against closed forms, scipy and simulated truths."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import LINEAR, SHAPE, random_mixture
+from numpy.polynomial import HermiteE
+from scipy import stats
+from statsmodels.stats.weightstats import DescrStatsW
+
+import antinb
+from antinb import estimation, generators, noise, statistics
+
+ATTRS = {"design": json.dumps({"name": "antithetic"}), "evaluations": "20"}
+
+
+def values(table, condition=None):
+    table = np.asarray(table, float)
+    array = xr.DataArray(table[None], {"statistic": ["s"]}, ["statistic", "unit", "member"], attrs=ATTRS)
+    return array if condition is None else array.assign_coords(condition=("unit", condition))
+
+
+def skewed_pair_means(rng, size):
+    """Means of z + 0.15 z^2 over z and -z: the odd part has cancelled."""
+    return 0.15 * rng.standard_normal(size) ** 2
+
+
+def test_t_interval_is_that_of_the_unit_means():
+    table = np.random.default_rng(0).standard_normal((30, 2))
+    row = estimation.interval(values(table), level=0.9).iloc[0]
+    means = DescrStatsW(table.mean(1))
+    assert row["estimate"] == pytest.approx(means.mean)
+    np.testing.assert_allclose(row[["low", "high"]].astype(float), means.tconfint_mean(0.1))
+    assert row[["units", "members", "evaluations", "design"]].tolist() == [30, 2, 1200, "antithetic"]
+
+
+def test_members_of_a_unit_are_no_replicates():
+    table = np.random.default_rng(0).standard_normal((30, 1))
+    once, often = (estimation.interval(values(np.repeat(table, k, 1))).iloc[0] for k in (1, 50))
+    assert once["low"] == pytest.approx(often["low"])
+
+
+def test_symmetric_means_need_no_correction_and_skewed_ones_move():
+    symmetric = np.r_[-3, -1, -0.5, 0.5, 1, 3]
+    np.testing.assert_allclose(
+        estimation.skew_interval(symmetric, 0.95), estimation.t_interval(symmetric, 0.95), rtol=1e-4
+    )
+    right = np.random.default_rng(0).exponential(size=40)
+    t, skew = (ends(right, 0.95) for ends in (estimation.t_interval, estimation.skew_interval))
+    assert skew[0] > t[0]
+    assert skew[1] > t[1]
+
+
+def test_halls_transformation_is_inverted():
+    """g(T) at the ends of the interval is the t quantile."""
+    means = np.random.default_rng(1).exponential(size=25)
+    low, high = estimation.skew_interval(means, 0.95)
+    skewness = stats.skew(means) / 25**0.5
+    for end, sign in ((low, 1), (high, -1)):
+        t = (means.mean() - end) / (means.std(ddof=1) / 5)
+        transformed = t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
+        assert transformed == pytest.approx(sign * stats.t.ppf(0.975, 24), rel=1e-6)
+
+
+def test_strata_keep_the_variance_between_them_out():
+    rng = np.random.default_rng(0)
+    condition = np.repeat([0, 1, 2], [10, 20, 30])
+    table = rng.standard_normal((60, 1)) + 100 * condition[:, None]
+    row = estimation.interval(values(table, condition)).iloc[0]
+    parts = [table[condition == k, 0] for k in range(3)]
+    shares = np.array([10, 20, 30]) / 60
+    pieces = np.array([part.var(ddof=1) / len(part) for part in parts]) * shares**2
+    assert row["estimate"] == pytest.approx(shares @ [part.mean() for part in parts])
+    assert row["se"] == pytest.approx(pieces.sum() ** 0.5)
+    assert row["df"] == pytest.approx(pieces.sum() ** 2 / (pieces**2 / [9, 19, 29]).sum())
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+@pytest.mark.parametrize("k", [2, 3, 4, 8])
+def test_simplex_variance_factors_of_hermite_polynomials(k, degree):
+    """K Var(unit mean) / Var = 1 + (K - 1) (-1 / (K - 1))^m."""
+    z = noise.simplex(20_000, k=k).draw((1,), seed=0)[..., 0].astype(float)
+    statistic = HermiteE.basis(degree)(z)
+    means = statistic.mean(1)
+    known = 1 + (k - 1) * (-1 / (k - 1)) ** degree
+    variance = float(np.prod(np.arange(1, degree + 1)))
+    factors = k * means**2 / variance
+    assert abs(factors.mean() - known) <= 5 * factors.std() / 20_000**0.5 + 1e-6
+
+
+def test_efficiency_of_pairs_is_one_over_one_plus_the_correlation():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((4000, 2))
+    rho = -0.8
+    pair = np.stack([z[:, 0], rho * z[:, 0] + (1 - rho**2) ** 0.5 * z[:, 1]], 1)
+    table = estimation.compare(values(pair), values(rng.standard_normal((4000, 1)))).set_index("quantity")
+    row = table.loc["efficiency"]
+    assert row["low"] <= 1 / (1 + rho) <= row["high"]
+    assert row["high"] - row["low"] < 1
+    narrower = table.loc["narrower_percent"]
+    assert narrower["estimate"] == pytest.approx(100 * (1 - (1 + rho) ** 0.5), abs=2)
+    few = estimation.compare(values(pair[:5]), values(z[:, :1])).set_index("quantity")["estimate"]
+    quantiles = stats.t.ppf(0.975, [9, 4])
+    assert few["width_efficiency"] / few["efficiency"] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
+
+
+def test_efficiency_intervals_cover():
+    rng, covered = np.random.default_rng(1), 0
+    for seed in range(100):
+        z = rng.standard_normal((200, 2))
+        pair = np.stack([z[:, 0], -0.8 * z[:, 0] + 0.6 * z[:, 1]], 1)
+        table = estimation.compare(values(pair), values(rng.standard_normal((400, 1))), seed=seed)
+        covered += table["low"][0] <= 5 <= table["high"][0]
+    assert stats.binomtest(covered, 100, 0.95).pvalue > 1e-3
+
+
+def test_coverage_of_normal_units_is_nominal():
+    rng = np.random.default_rng(0)
+    found = estimation.coverage(rng.standard_normal(20_000), 100)
+    assert found["low"] <= 0.955
+    assert found["high"] >= 0.945
+    assert found["width"] == pytest.approx(2 * stats.t.ppf(0.975, 99) / 10, rel=0.01)
+
+
+@pytest.mark.parametrize(("units", "method", "least"), [(10, "skew", 0.92), (100, "skew", 0.94), (400, "t", 0.94)])
+def test_coverage_on_skewed_pair_means(units, method, least):
+    pool = skewed_pair_means(np.random.default_rng(0), 20_000)
+    found = estimation.coverage(pool, units, method=method)
+    assert found["high"] >= least, found
+    if method == "skew" and units == 10:
+        assert found["estimate"] > estimation.coverage(pool, units)["estimate"] + 0.03
+
+
+def test_coverage_of_the_sampler_with_an_exact_truth():
+    """The images of one Gaussian are affine in the noise: the mean pixel is that of the image of 0."""
+    gaussian = generators.from_mixture(random_mixture(1), SHAPE, LINEAR).with_(steps=5)
+    still = noise.Design("still", 1, 1, lambda rng, shape: np.zeros((1, *shape)))
+    truth = float(antinb.sample(gaussian, still, seed=0, progress=False)["image"].mean())
+    images = antinb.sample(gaussian, noise.iid(2000), seed=1, progress=False)["image"]
+    means = images.mean(["channel", "y", "x", "member"], dtype=np.float64).values
+    covered = [
+        low <= truth <= high for low, high in zip(*estimation.t_interval(means.reshape(-1, 10), 0.95), strict=True)
+    ]
+    assert stats.binomtest(sum(covered), 200, 0.95).pvalue > 1e-3
+
+
+def test_measured_values_know_their_run(pairs):
+    table = estimation.interval(statistics.measure(pairs, statistics.brightness, statistics.contrast))
+    assert table["statistic"].tolist() == ["brightness", "contrast"]
+    assert table["evaluations"].tolist() == [200 * 2 * 10] * 2
+    assert (table["design"] == "antithetic").all()
+
+
+NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: estimation.interval(values([[1.0]])), "at least two units a condition; s has"),
+        (lambda: estimation.interval(values(np.ones((9, 2)))), "s is constant over units"),
+        (lambda: estimation.interval(values(NAN)), "s is undefined in 2 of 10 units; drop=True"),
+        (lambda: estimation.interval(values(NAN), level=1), "level must be a number from"),
+        (lambda: estimation.interval(values(NAN), method="z"), "method must be one of"),
+        (lambda: estimation.interval(values(np.eye(4), [0, 0, 1, 2])), r"two units a condition; s has \[2, 1, 1\]"),
+        (
+            lambda: estimation.interval(values(np.arange(8.0).reshape(4, 2), [0, 0, 1, 1]), method="skew"),
+            "'skew' is for one condition",
+        ),
+        (lambda: estimation.compare(values(np.eye(4)), values(np.eye(4))), "the baseline is independent draws"),
+        (lambda: estimation.coverage(np.ones(9), 5), "finite values that differ"),
+        (lambda: estimation.coverage(np.arange(9.0), 1), "units must be an integer of at least 2; got 1"),
+    ],
+)
+def test_bad_arguments_are_one_line(call, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_undefined_units_are_dropped_whole_and_counted():
+    row = estimation.interval(values(NAN), drop=True).iloc[0]
+    assert row[["units", "dropped"]].tolist() == [8, 2]
+    assert row["estimate"] == pytest.approx(np.arange(4, 20).mean())
+    assert row["evaluations"] == 10 * 2 * 20
