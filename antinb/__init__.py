@@ -22,6 +22,7 @@ _MODULES = (
     "noise",
     "parity",
     "pipelines",
+    "pixelwise",
     "probing",
     "propagation",
     "report",
