@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import LINEAR, SHAPE, random_mixture
 
 import antinb
-from antinb import generators, noise, propagation
+from antinb import exact, generators, noise, propagation
 
 UNITS = 60
 
@@ -68,6 +69,18 @@ def test_prediction_meets_the_observed_correlation_and_stays_below_the_bound(mix
 def test_one_gaussian_keeps_the_correlation_at_minus_one():
     gaussian = generators.from_mixture(random_mixture(1), SHAPE, LINEAR).with_(steps=10)
     np.testing.assert_allclose(table(run(gaussian)), -1, atol=1e-4)
+
+
+def test_a_skewed_mixture_raises_the_correlation_late_and_an_even_one_never():
+    offset = torch.linspace(0, 0.3, 64, dtype=torch.float64)
+    paths = {}
+    for weight in (0.85, 0.5):
+        mixture = exact.two_component(0 * offset, offset, weight=weight)
+        paths[weight] = table(run(generators.from_mixture(mixture, SHAPE, LINEAR).with_(steps=20)))
+    for quantity in ("predicted", "observed"):
+        assert paths[0.85][quantity].iloc[10] < -0.999
+        assert paths[0.85][quantity].iloc[-1] > -0.99
+    np.testing.assert_allclose(paths[0.5], -1, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"scheduler": "ddpm"}, {"scheduler": "dpmsolver++"}, {"eta": 1.0}])
