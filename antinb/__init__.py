@@ -1,7 +1,8 @@
 """Antithetic noise for diffusion models: paired samples, their correlation, and what it buys.
 
-`load` and `sample` make images from a noise design; the modules `statistics`, `correlation`,
-`figures` and `report` take them from there. Only the sampling half imports torch.
+`load` and `sample` make images from a noise design; `statistics`, `correlation`, `propagation`,
+`estimation`, `pixelwise`, `figures` and `report` take them from there without torch. `symmetry` asks the
+network itself why the images of a pair oppose each other.
 """
 
 from importlib import import_module, metadata

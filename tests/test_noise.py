@@ -97,7 +97,10 @@ def test_bad_input_is_refused_with_the_value(call, value):
         call()
 
 
-@pytest.mark.parametrize("module", ["noise", "dataset", "correlation", "statistics", "figures", "report", "cli"])
+NUMPY_HALF = ["noise", "dataset", "statistics", "correlation", "propagation", "intervals", "estimation", "pixelwise"]
+
+
+@pytest.mark.parametrize("module", [*NUMPY_HALF, "figures", "report", "cli"])
 def test_the_numpy_half_loads_no_torch(module):
     code = f"import sys, antinb.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
