@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import hashlib
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
@@ -123,4 +126,14 @@ def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for kind, content in output.get("data", {}).items():
         if kind.startswith("text/") and isinstance(content, str):
             output.data[kind] = HIDDEN.sub("...", content)
+        elif kind == "image/png":
+            output.data[kind] = _compressed(content)
     return output
+
+
+def _compressed(png: str) -> str:
+    """Return the same picture in fewer bytes: best compression, no alpha channel where all is opaque."""
+    image, packed = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    opaque = image.mode == "RGBA" and image.getextrema()[3] == (255, 255)
+    (image.convert("RGB") if opaque else image).save(packed, "PNG", optimize=True)
+    return base64.b64encode(packed.getvalue()).decode()

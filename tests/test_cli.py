@@ -1,13 +1,17 @@
 """The command line and the committed notebooks."""
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from antinb import dataset, noise, notebooks, zoo
 from antinb.cli import main
@@ -95,6 +99,21 @@ def test_a_failing_cell_is_shown(workplace):
     assert done.exit_code == 1
     assert "raise ValueError" in done.output
     assert "ValueError: x is 1" in done.output
+
+
+def test_pictures_written_back_are_smaller_and_the_same_to_the_pixel(tmp_path):
+    plt.plot([0, 1, 0.5])
+    plt.savefig(tmp_path / "drawn.png")
+    plt.close()
+    drawn = (tmp_path / "drawn.png").read_bytes()
+    output = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(drawn).decode()})
+    cell = nbformat.v4.new_code_cell("plot()", outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "run.ipynb")
+    notebooks.write_back(tmp_path / "run.ipynb", tmp_path / "kept.ipynb")
+    kept = base64.b64decode(nbformat.read(tmp_path / "kept.ipynb", 4).cells[0].outputs[0].data["image/png"])
+    assert len(kept) < 0.95 * len(drawn)
+    first, second = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in (drawn, kept))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_in_place_commits_outputs_without_traces(workplace):
