@@ -126,7 +126,8 @@ def compare(
         Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations`.
 
     Raises:
-        ValueError: as `interval`, or if the baseline has more than one member a unit or the models cost differently.
+        ValueError: as `interval`, or if the baseline has more than one member a unit, the models cost differently or
+            there are several conditions.
     """
     number("level", level, *LEVELS)
     if baseline.sizes["member"] != 1 or _evaluations(values) != _evaluations(baseline):
@@ -135,8 +136,10 @@ def compare(
     rng, rows = np.random.default_rng(at_least(0, "seed", seed)), []
     members = values.sizes["member"]
     for name in values["statistic"].values.tolist():
-        units, _, _ = _unit_members(values.sel(statistic=name), name, drop)
-        plain, _, _ = _unit_members(baseline.sel(statistic=name), name, drop)
+        units, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
+        plain, others, _ = _unit_members(baseline.sel(statistic=name), name, drop)
+        if len({*classes.tolist(), *others.tolist()}) > 1:
+            raise ValueError("designs are compared within one condition; select it in both runs first")
         _stratified(units.mean(1), np.zeros(len(units)), name)
         count = units.size
         wider = stats.t.ppf((1 + level) / 2, [count - 1, len(units) - 1])

@@ -170,6 +170,10 @@ NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
             "'skew' is for one condition",
         ),
         (lambda: estimation.compare(values(np.eye(4)), values(np.eye(4))), "the baseline is independent draws"),
+        (
+            lambda: estimation.compare(values(NAN + 1, [0] * 5 + [1] * 5), values(NAN[:, :1]), drop=True),
+            "designs are compared within one condition",
+        ),
         (lambda: estimation.coverage(np.ones(9), 5), "finite values that differ"),
         (lambda: estimation.coverage(np.arange(9.0), 1), "units must be an integer of at least 2; got 1"),
     ],
