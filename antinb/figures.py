@@ -58,12 +58,14 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def pixel_map(correlation: xr.DataArray, *, ax: Axes | None = None) -> Axes:
-    """Draw a map `(y, x)` of correlations on a scale from -1 to 1; NaN is hatched."""
+def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax: Axes | None = None) -> Axes:
+    """Draw a map `(y, x)` on a scale between two limits, diverging if they have 0 between them; NaN is hatched."""
     if ax is None:
         _, ax = plt.subplots(figsize=(3.6, 3), layout="constrained")
     ax.patch.set(hatch="////", edgecolor="0.75")
-    drawn = ax.imshow(correlation.values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    low, high = limits
+    colours = "RdBu_r" if low < 0 < high else "mako"
+    drawn = ax.imshow(values.values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -92,6 +94,24 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
     ax.set_ylim(len(places) - 0.5, -0.5)
     ax.set_xlim(-1, 1)
     ax.set_xlabel("correlation")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def forest(table: pd.DataFrame, *, label: str, hue: str, ax: Axes | None = None) -> Axes:
+    """Draw `estimate` with `low` and `high` for each row, one line a `label`, a colour and a place on it a `hue`."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
+    places = {name: place for place, name in enumerate(table[label].unique())}
+    groups = table.groupby(hue, sort=False)
+    shifts = np.linspace(-0.3, 0.3, 2 * len(groups) + 1)[1::2]
+    for (name, part), shift, color in zip(groups, shifts, sns.color_palette("dark", len(groups)), strict=True):
+        error = np.abs(part[["low", "high"]].sub(part["estimate"], axis=0)).to_numpy().T
+        place = part[label].map(places) + shift
+        ax.errorbar(part["estimate"], place, xerr=error, fmt="o", markersize=4, color=color, label=str(name))
+    ax.set_yticks(list(places.values()), list(places))
+    ax.set_ylim(len(places) - 0.5, -0.5)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     sns.despine(ax=ax, left=True)
     return ax

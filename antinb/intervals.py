@@ -1,4 +1,4 @@
-"""Intervals and p-values where the unit is the replicate: jackknife, cluster bootstrap, bounded means."""
+"""Intervals and p-values where the unit is the replicate: jackknife, bootstraps, bounded means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import optimize, special, stats
 
-from antinb.noise import number
+from antinb.noise import at_least, number
 
 LEVELS = (0.01, 0.9999)
 BLOCKS = 50
@@ -60,6 +60,35 @@ def cluster_bootstrap(estimator: Subset, units: int, level: float) -> tuple[floa
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(estimator(numbers)), float(found.low), float(found.high)
+
+
+def bootstrap_t(
+    estimator: Callable[..., tuple[float, float]], *samples: np.ndarray, level: float, seed: int = 0
+) -> tuple[float, float, float]:
+    r"""Return `estimate, low, high` of `estimator(*samples) -> (estimate, se)` by the studentized bootstrap.
+
+    `estimate - (q_hi, q_lo) se`, with the quantiles of `(T* - T) / se*` over 999 resamples, each sample
+    drawn again along its first axis. Resamples without a finite value are left out.
+
+    Raises:
+        ValueError: if a sample has fewer than 8 units, the level is not from 0.01 to 0.9999 or the
+            seed is negative.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 12.5.
+    """
+    number("level", level, *LEVELS)
+    rng, units = np.random.default_rng(at_least(0, "seed", seed)), min(len(sample) for sample in samples)
+    if units < 8:
+        raise ValueError(f"a bootstrap over units needs at least 8; got {units}")
+    estimate, se = estimator(*samples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.array(
+            [estimator(*(part[rng.integers(len(part), size=len(part))] for part in samples)) for _ in range(RESAMPLES)]
+        )
+        studentized = (drawn[:, 0] - estimate) / drawn[:, 1]
+    tails = [(1 + level) / 2, (1 - level) / 2]
+    low, high = estimate - se * np.quantile(studentized[np.isfinite(studentized)], tails)
+    return float(estimate), float(low), float(high)
 
 
 def bounded_p_value(values: np.ndarray, mean: float, alternative: str) -> float:

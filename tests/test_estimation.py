@@ -101,8 +101,8 @@ def test_efficiency_of_pairs_is_one_over_one_plus_the_correlation():
     assert row["high"] - row["low"] < 1
     narrower = table.loc["narrower_percent"]
     assert narrower["estimate"] == pytest.approx(100 * (1 - (1 + rho) ** 0.5), abs=2)
-    few = estimation.compare(values(pair[:5]), values(z[:, :1])).set_index("quantity")["estimate"]
-    quantiles = stats.t.ppf(0.975, [9, 4])
+    few = estimation.compare(values(pair[:9]), values(z[:, :1])).set_index("quantity")["estimate"]
+    quantiles = stats.t.ppf(0.975, [17, 8])
     assert few["width_efficiency"] / few["efficiency"] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
 
 
@@ -114,6 +114,48 @@ def test_efficiency_intervals_cover():
         table = estimation.compare(values(pair), values(rng.standard_normal((400, 1))), seed=seed)
         covered += table["low"][0] <= 5 <= table["high"][0]
     assert stats.binomtest(covered, 100, 0.95).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("linear", "square"), [(1.0, 0.05), (1.0, 0.5), (0.3, 1.0)])
+def test_odd_share_of_a_quadratic(linear, square):
+    """S = a z + b (z^2 - 1) has the odd share a^2 / (a^2 + 2 b^2)."""
+    z = noise.antithetic(20_000).draw((1,), seed=0)[..., 0].astype(float)
+    table = estimation.odd_share(values(linear * z + square * (z**2 - 1))).set_index("quantity")
+    known = linear**2 / (linear**2 + 2 * square**2)
+    row = table.loc["odd_share"]
+    assert row["low"] - 1e-9 <= known <= row["high"] + 1e-9
+    assert row["high"] - row["low"] < 0.03
+    predicted = table.loc["predicted_efficiency", ["estimate", "low", "high"]].astype(float)
+    np.testing.assert_allclose(predicted, 1 / (2 * (1 - row[["estimate", "low", "high"]].astype(float))))
+
+
+def test_the_predicted_efficiency_is_the_measured_one():
+    z = noise.antithetic(4000).draw((1,), seed=0)[..., 0].astype(float)
+    other = noise.iid(8000).draw((1,), seed=1)[..., 0].astype(float)
+    pilot = noise.antithetic(4000).draw((1,), seed=2)[..., 0].astype(float)
+    pairs, plain, pilot = (values(np.tanh(2 * x) + 0.4 * x**2) for x in (z, other, pilot))
+    measured = estimation.compare(pairs, plain).set_index("quantity").loc["efficiency"]
+    predicted = estimation.odd_share(pilot).set_index("quantity").loc["predicted_efficiency"]
+    assert measured["low"] <= predicted["high"]
+    assert predicted["low"] <= measured["high"]
+    assert predicted["estimate"] == pytest.approx(measured["estimate"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "share", "least"),
+    [
+        (lambda z: (z > 1).astype(float), (1 + stats.norm.sf(1) / stats.norm.cdf(1)) / 2, 0.92),
+        (lambda z: z + 0.5 * (z**2 - 1), 2 / 3, 0.82),
+    ],
+)
+def test_odd_share_intervals_cover_as_said(statistic, share, least):
+    """An event above one has rho = -p / (1 - p); a chi-squared even part is the hard case, 92% at 400 units."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        z = rng.standard_normal((400, 1)) * [1, -1]
+        row = estimation.odd_share(values(statistic(z))).iloc[0]
+        covered += row["low"] <= share <= row["high"]
+    assert stats.binomtest(covered, 200, least).pvalue > 1e-3 or covered > 200 * least
 
 
 def test_coverage_of_normal_units_is_nominal():
@@ -174,6 +216,14 @@ NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
             lambda: estimation.compare(values(NAN + 1, [0] * 5 + [1] * 5), values(NAN[:, :1]), drop=True),
             "designs are compared within one condition",
         ),
+        (lambda: estimation.odd_share(values(np.ones((9, 2)))), "s is constant over units"),
+        (lambda: estimation.odd_share(values(np.eye(7)[:, :2])), "at least 8; got 7"),
+        (lambda: estimation.odd_share(values(NAN)), "s is undefined in 2 of 10 units"),
+        (
+            lambda: estimation.odd_share(values(NAN).assign_attrs(design=json.dumps({"name": "simplex"}))),
+            "odd shares come from pairs z, -z of noise.antithetic; got a run of 'simplex'",
+        ),
+        (lambda: estimation.odd_share(values(NAN + 1, [0] * 5 + [1] * 5), drop=True), "of one condition"),
         (lambda: estimation.coverage(np.ones(9), 5), "finite values that differ"),
         (lambda: estimation.coverage(np.arange(9.0), 1), "units must be an integer of at least 2; got 1"),
     ],
