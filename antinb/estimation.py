@@ -119,7 +119,7 @@ def compare(
 
     Args:
         values: `(statistic, unit, member)` of the design.
-        baseline: the same statistics of a run of `noise.iid`.
+        baseline: the same statistics of a run of `noise.iid` with another seed.
         level: of the intervals.
         seed: of the bootstrap.
         drop: as for `interval`.
@@ -129,12 +129,16 @@ def compare(
 
     Raises:
         ValueError: as `interval`, for fewer than 8 units, several conditions, a baseline of more than
-            one member a unit or models that cost differently.
+            one member a unit or of the same seed, or models that cost differently.
     """
     number("level", level, *LEVELS)
     if baseline.sizes["member"] != 1 or _evaluations(values) != _evaluations(baseline):
         found = f"{baseline.sizes['member']} members, {_evaluations(values)} and {_evaluations(baseline)} evaluations"
         raise ValueError(f"the baseline is independent draws at the same evaluations an image; got {found}")
+    if values.attrs["seed"] == baseline.attrs["seed"]:
+        raise ValueError(
+            f"runs of one seed share their noise; take another for the baseline; got {values.attrs['seed']}"
+        )
     rows = []
     for name in values["statistic"].values.tolist():
         units, classes, _ = _unit_members(values.sel(statistic=name), name, drop)

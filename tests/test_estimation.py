@@ -13,7 +13,8 @@ from statsmodels.stats.weightstats import DescrStatsW
 import antinb
 from antinb import estimation, generators, noise, statistics
 
-ATTRS = {"design": json.dumps({"name": "antithetic"}), "evaluations": "20"}
+ATTRS = {"design": json.dumps({"name": "antithetic"}), "evaluations": "20", "seed": "0"}
+OTHER = {**ATTRS, "seed": "1"}
 
 
 def values(table, condition=None):
@@ -95,13 +96,15 @@ def test_efficiency_of_pairs_is_one_over_one_plus_the_correlation():
     z = rng.standard_normal((4000, 2))
     rho = -0.8
     pair = np.stack([z[:, 0], rho * z[:, 0] + (1 - rho**2) ** 0.5 * z[:, 1]], 1)
-    table = estimation.compare(values(pair), values(rng.standard_normal((4000, 1)))).set_index("quantity")
+    table = estimation.compare(values(pair), values(rng.standard_normal((4000, 1))).assign_attrs(OTHER)).set_index(
+        "quantity"
+    )
     row = table.loc["efficiency"]
     assert row["low"] <= 1 / (1 + rho) <= row["high"]
     assert row["high"] - row["low"] < 1
     narrower = table.loc["narrower_percent"]
     assert narrower["estimate"] == pytest.approx(100 * (1 - (1 + rho) ** 0.5), abs=2)
-    few = estimation.compare(values(pair[:9]), values(z[:, :1])).set_index("quantity")["estimate"]
+    few = estimation.compare(values(pair[:9]), values(z[:, :1]).assign_attrs(OTHER)).set_index("quantity")["estimate"]
     quantiles = stats.t.ppf(0.975, [17, 8])
     assert few["width_efficiency"] / few["efficiency"] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
 
@@ -111,7 +114,7 @@ def test_efficiency_intervals_cover():
     for seed in range(100):
         z = rng.standard_normal((200, 2))
         pair = np.stack([z[:, 0], -0.8 * z[:, 0] + 0.6 * z[:, 1]], 1)
-        table = estimation.compare(values(pair), values(rng.standard_normal((400, 1))), seed=seed)
+        table = estimation.compare(values(pair), values(rng.standard_normal((400, 1))).assign_attrs(OTHER), seed=seed)
         covered += table["low"][0] <= 5 <= table["high"][0]
     assert stats.binomtest(covered, 100, 0.95).pvalue > 1e-3
 
@@ -134,7 +137,7 @@ def test_the_predicted_efficiency_is_the_measured_one():
     other = noise.iid(8000).draw((1,), seed=1)[..., 0].astype(float)
     pilot = noise.antithetic(4000).draw((1,), seed=2)[..., 0].astype(float)
     pairs, plain, pilot = (values(np.tanh(2 * x) + 0.4 * x**2) for x in (z, other, pilot))
-    measured = estimation.compare(pairs, plain).set_index("quantity").loc["efficiency"]
+    measured = estimation.compare(pairs, plain.assign_attrs(OTHER)).set_index("quantity").loc["efficiency"]
     predicted = estimation.odd_share(pilot).set_index("quantity").loc["predicted_efficiency"]
     assert measured["low"] <= predicted["high"]
     assert predicted["low"] <= measured["high"]
@@ -212,8 +215,11 @@ NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
             "'skew' is for one condition",
         ),
         (lambda: estimation.compare(values(np.eye(4)), values(np.eye(4))), "the baseline is independent draws"),
+        (lambda: estimation.compare(values(np.eye(9)), values(np.eye(9)[:, :1])), "runs of one seed share their noise"),
         (
-            lambda: estimation.compare(values(NAN + 1, [0] * 5 + [1] * 5), values(NAN[:, :1]), drop=True),
+            lambda: estimation.compare(
+                values(NAN + 1, [0] * 5 + [1] * 5), values(NAN[:, :1]).assign_attrs(OTHER), drop=True
+            ),
             "designs are compared within one condition",
         ),
         (lambda: estimation.odd_share(values(np.ones((9, 2)))), "s is constant over units"),
