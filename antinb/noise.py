@@ -13,8 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import special
+from scipy.stats import qmc
+
+from antinb import modes
 
 SEEDS = 2**63 - 1
+BASES = ("pixel", "spectral", "learned")
+Uniforms = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -49,7 +55,7 @@ class Design:
     """A lazy noise design; `draw` computes the units asked for and no others.
 
     Attributes:
-        name: `"iid"`, `"antithetic"`, `"simplex"`, `"partial"`.
+        name: `"iid"`, `"antithetic"`, `"simplex"`, `"partial"`, `"sobol"`, `"latin"`.
         units: number of independent units.
         members: number of coupled members in each unit.
         unit_noise: noise of one unit, `(generator, shape) -> (members, *shape)` in float64.
@@ -204,3 +210,111 @@ def simplex(units: int, k: int) -> Design:
         return np.sqrt(k / (k - 1)) * (w - w.mean(0))
 
     return Design("simplex", units, k, group)
+
+
+def sobol(
+    units: int,
+    n: int,
+    *,
+    basis: str = "spectral",
+    leading: int = 64,
+    antithetic: bool = False,
+    direction: np.ndarray | None = None,
+) -> Design:
+    """Return units of n low-discrepancy points: `leading` coordinates scrambled Sobol, the others Latin hypercube.
+
+    A unit is one scrambling. The normal quantiles of the points are coefficients of noise in a basis:
+    pixels in raster order, the modes of `antinb.modes` (spectral), or these with the first one laid
+    along a direction in the leading modes (learned). Step noise is independent.
+
+    Args:
+        units: number of scramblings.
+        n: points of a unit, a power of 2.
+        basis: `"pixel"`, `"spectral"` or `"learned"`.
+        leading: number of Sobol coordinates, at most 21,201, the length of the tables; all if the noise has fewer.
+        antithetic: whether half the points are drawn and the others are their negatives.
+        direction: for the learned basis: a vector in the leading modes, of any length but 0.
+
+    Raises:
+        ValueError: if n (or n / 2) is not a power of 2, the basis is unknown, another argument is out
+            of its range or, when noise is drawn, the direction has more numbers than it.
+
+    Source: Owen, Scrambled net variance for integrals of smooth functions, Ann. Stat. 25 (1997);
+        Jia et al., arXiv 2506.06185 (pixels); the spectral order is antinb's.
+    """
+    leading = at_least(1, "leading", leading, qmc.Sobol.MAXDIM)
+    points = at_least(1, "n", n) // (2 if antithetic else 1)
+    if points < 2 or points & (points - 1) or points * (2 if antithetic else 1) != n:
+        raise ValueError(f"n{' / 2' if antithetic else ''} must be a power of 2 and at least 2; got n = {n}")
+
+    def uniforms(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
+        first = qmc.Sobol(min(leading, dimension), bits=30, rng=rng).random(count) + 2.0**-31
+        others = max(0, dimension - leading)
+        return np.hstack([first, qmc.LatinHypercube(others, rng=rng).random(count)]) if others else first
+
+    return _quadrature("sobol", units, n, uniforms, basis, antithetic, direction, {"leading": leading})
+
+
+def latin(
+    units: int, n: int, *, basis: str = "spectral", antithetic: bool = False, direction: np.ndarray | None = None
+) -> Design:
+    """Return units of n points, each coordinate of a basis stratified by itself: Latin hypercube samples.
+
+    The arguments and bases are those of `sobol`; n is any number from 2, even if antithetic.
+
+    Raises:
+        ValueError: if n, the basis or the direction is not as `sobol` says.
+
+    Source: McKay, Beckman and Conover, Technometrics 21 (1979), 239-245.
+    """
+    points = at_least(4 if antithetic else 2, "n", n) // (2 if antithetic else 1)
+    if antithetic and 2 * points != n:
+        raise ValueError(f"n must be even if half the points are negatives; got {n}")
+
+    def uniforms(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
+        return qmc.LatinHypercube(dimension, rng=rng).random(count)
+
+    return _quadrature("latin", units, n, uniforms, basis, antithetic, direction, {})
+
+
+def _quadrature(
+    name: str,
+    units: int,
+    n: int,
+    uniforms: Uniforms,
+    basis: str,
+    antithetic: bool,
+    direction: np.ndarray | None,
+    parameters: dict[str, object],
+) -> Design:
+    if basis not in BASES:
+        raise ValueError(f"basis must be one of {BASES}; got {basis!r}")
+    if (basis == "learned") != (direction is not None):
+        raise ValueError(f"the learned basis, and no other, takes a direction; got {basis!r}, {direction!r}")
+    if direction is not None:
+        direction = np.asarray(direction, float)
+        if direction.ndim != 1 or not np.isfinite(direction).all() or not direction.any():
+            raise ValueError(f"a direction is a finite vector that is not 0; got {direction}")
+        direction = direction / np.linalg.norm(direction)
+        parameters = {**parameters, "direction": direction.tolist()}
+    points = n // 2 if antithetic else n
+
+    def mirrored(z: np.ndarray) -> np.ndarray:
+        return np.concatenate([z, -z]) if antithetic else z
+
+    def unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        dimension = int(np.prod(shape))
+        z = special.ndtri(uniforms(rng, points, dimension))
+        if direction is not None:
+            if len(direction) > dimension:
+                raise ValueError(
+                    f"a direction lies in the {dimension} modes of the noise; got {len(direction)} numbers"
+                )
+            z = modes.reflect(z, direction)
+        return mirrored(z.reshape(points, *shape) if basis == "pixel" else modes.to_noise(z, shape))
+
+    def steps(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return mirrored(rng.standard_normal((points, *shape)))
+
+    about = {"basis": basis, "antithetic": antithetic, **parameters}
+    return Design(name, units, n, unit, parameters=about, step_noise=steps)
