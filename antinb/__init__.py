@@ -1,7 +1,7 @@
 """Antithetic noise for diffusion models: paired samples, their correlation, and what it buys.
 
 `load` and `sample` make images from a noise design; `statistics`, `correlation`, `propagation`,
-`estimation`, `pixelwise`, `figures` and `report` take them from there without torch. `symmetry` asks the
+`estimation`, `controls`, `pixelwise`, `figures` and `report` take them from there without torch. `symmetry` asks the
 network itself why the images of a pair oppose each other.
 """
 
@@ -12,6 +12,7 @@ __version__ = metadata.version("antinb")
 
 _HOME = {"load": "zoo", "sample": "sampling"}
 _MODULES = (
+    "controls",
     "correlation",
     "dataset",
     "draws",
@@ -20,6 +21,7 @@ _MODULES = (
     "figures",
     "generators",
     "intervals",
+    "modes",
     "noise",
     "parity",
     "pipelines",

@@ -24,7 +24,7 @@ from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
 from antinb import dataset
-from antinb.noise import at_least, number
+from antinb.checks import at_least, number
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BLOCKS = 50

@@ -7,7 +7,7 @@ numbers, `(estimate, se, df)`.
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ import xarray as xr
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from antinb import dataset
+from antinb.checks import at_least, number
 from antinb.intervals import LEVELS, bootstrap_t
-from antinb.noise import at_least, number
+from antinb.statistics import design, evaluations
 
 METHODS = ("t", "skew")
 CHUNK = 2_000_000
@@ -76,9 +76,9 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
             if len(np.unique(conditions)) > 1:
                 raise ValueError("the method 'skew' is for one condition; take 't', or one condition at a time")
             low, high = (float(end) for end in skew_interval(means, level))
-        row = {"statistic": name, "design": _design(values), "estimate": found.estimate, "low": low, "high": high}
+        row = {"statistic": name, "design": design(values), "estimate": found.estimate, "low": low, "high": high}
         row |= {"level": level, "method": method, "units": len(means), "members": values.sizes["member"]}
-        row["evaluations"] = _spent(values)
+        row["evaluations"] = evaluations(values)
         rows.append(row | {"se": found.se, "df": found.df, "dropped": dropped})
     return pd.DataFrame(rows)
 
@@ -109,13 +109,13 @@ def compare(
 ) -> pd.DataFrame:
     r"""Return the efficiency of a design against plain Monte Carlo at equal network evaluations.
 
-    `efficiency = v / (M Var(unit mean))`, v the variance of one image's statistic (pooled over the
-    images of both runs, whose marginals are equal) and M the members of a unit: how many times as
-    many images plain Monte Carlo would need. `width_efficiency` is the same of the squared interval
-    widths, with the t quantiles of each; `narrower_percent = 100 (1 - width_efficiency^(-1/2))`; the
-    paper's "90% narrower" is an efficiency of 100. Intervals: studentized bootstrap of `log efficiency`
-    over the units of both runs. Of pair means as skewed as chi-squared ones, nominal 95% cover
-    about 86% with 64 units and 92% with 400.
+    `efficiency = v / (M Var(unit mean))`, M the members of a unit: how many times as many images plain
+    Monte Carlo would need. v is the variance of one image's statistic, pooled over the images of both
+    runs, whose marginals are equal; of values after `controls.regression` it is the baseline's.
+    `width_efficiency` is the same of the squared interval widths, with the t quantiles of each;
+    `narrower_percent = 100 (1 - width_efficiency^(-1/2))`; the paper's "90% narrower" is an efficiency
+    of 100. Intervals: studentized bootstrap of `log efficiency` over the units of both runs. Of pair
+    means as skewed as chi-squared ones, nominal 95% cover about 86% with 64 units and 92% with 400.
 
     Args:
         values: `(statistic, unit, member)` of the design.
@@ -132,21 +132,22 @@ def compare(
             one member a unit or of the same seed, or models that cost differently.
     """
     number("level", level, *LEVELS)
-    if baseline.sizes["member"] != 1 or _evaluations(values) != _evaluations(baseline):
-        found = f"{baseline.sizes['member']} members, {_evaluations(values)} and {_evaluations(baseline)} evaluations"
+    costs = [evaluations(table) / (table.sizes["unit"] * table.sizes["member"]) for table in (values, baseline)]
+    if baseline.sizes["member"] != 1 or costs[0] != costs[1]:
+        found = f"{baseline.sizes['member']} members, {costs[0]:g} and {costs[1]:g} evaluations"
         raise ValueError(f"the baseline is independent draws at the same evaluations an image; got {found}")
     if values.attrs["seed"] == baseline.attrs["seed"]:
         raise ValueError(
             f"runs of one seed share their noise; take another for the baseline; got {values.attrs['seed']}"
         )
-    rows = []
+    estimator, rows = functools.partial(_log_efficiency, pooled="control" not in values.attrs), []
     for name in values["statistic"].values.tolist():
         units, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
         plain, others, _ = _unit_members(baseline.sel(statistic=name), name, drop)
         if len({*classes.tolist(), *others.tolist()}) > 1:
             raise ValueError("designs are compared within one condition; select it in both runs first")
         _stratified(units.mean(1), np.zeros(len(units)), name)
-        found = np.exp(bootstrap_t(_log_efficiency, units, plain, level=level, seed=seed))
+        found = np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
         quantiles = stats.t.ppf((1 + level) / 2, [units.size - 1, len(units) - 1])
         widths = found * (quantiles[0] / quantiles[1]) ** 2
         for quantity, numbers in (
@@ -180,9 +181,8 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
     Raises:
         ValueError: as `interval`, for fewer than 8 pairs, several conditions or another design.
     """
-    _evaluations(values)
-    if _design(values) != "antithetic":
-        raise ValueError(f"odd shares come from pairs z, -z of noise.antithetic; got a run of {_design(values)!r}")
+    if design(values) != "antithetic":
+        raise ValueError(f"odd shares come from pairs z, -z of noise.antithetic; got a run of {design(values)!r}")
     rows = []
     for name in values["statistic"].values.tolist():
         pairs, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
@@ -281,36 +281,21 @@ def _log_odd_over_even(pairs: np.ndarray) -> tuple[float, float]:
     return np.log(odd.mean() / spread), influence.std() / len(pairs) ** 0.5
 
 
-def _log_efficiency(units: np.ndarray, plain: np.ndarray) -> tuple[float, float]:
-    """Return `log(v / (M Var(unit mean)))` and its standard error (delta method)."""
-    squares = [(part - part.mean()) ** 2 for part in (units, plain)]
-    freedom = units.size + plain.size - 2
+def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tuple[float, float]:
+    """Return `log(v / (M Var(unit mean)))` and its standard error (delta method), v pooled or of the plain run."""
+    squares = [(part - part.mean()) ** 2 for part in ((units, plain) if pooled else (plain,))]
+    freedom = sum(square.size - 1 for square in squares)
     variance = sum(square.sum() for square in squares) / freedom
+    *own, other = [square.mean(1) * square.size / (freedom * variance) for square in squares]
     means = (units.mean(1) - units.mean()) ** 2
     spread = means.sum() / (len(units) - 1)
-    parts = [square.mean(1) * square.size / (freedom * variance) for square in squares]
-    parts[0] -= means / spread
+    parts = (sum(own) - means / spread, other)
     return np.log(variance / (units.shape[1] * spread)), sum(part.var() / len(part) for part in parts) ** 0.5
 
 
 def _row(
     values: xr.DataArray, name: str, quantity: str, numbers: Iterable[float], level: float, units: int
 ) -> dict[str, object]:
-    row = {"statistic": name, "design": _design(values), "quantity": quantity}
+    row = {"statistic": name, "design": design(values), "quantity": quantity}
     row |= dict(zip(("estimate", "low", "high"), map(float, numbers), strict=True))
-    return row | {"level": level, "method": "bootstrap over units", "units": units, "evaluations": _spent(values)}
-
-
-def _design(values: xr.DataArray) -> str:
-    return json.loads(values.attrs["design"])["name"]
-
-
-def _spent(values: xr.DataArray) -> int:
-    """Return the network evaluations of the whole run, units that are dropped later counted."""
-    return values.sizes["unit"] * values.sizes["member"] * _evaluations(values)
-
-
-def _evaluations(values: xr.DataArray) -> int:
-    if "evaluations" not in values.attrs:
-        raise ValueError("values come from statistics.measure, which keeps what the run was; these have no attrs")
-    return int(dataset.config_of(values.attrs)["evaluations"])
+    return row | {"level": level, "method": "bootstrap over units", "units": units, "evaluations": evaluations(values)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from antinb.noise import number
+from antinb.checks import number
 
 
 class Mixture:

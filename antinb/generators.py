@@ -20,10 +20,10 @@ from typing import Protocol
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
+from antinb.checks import check_shape, number
 from antinb.draws import StepNoise, supply
 from antinb.exact import Mixture
 from antinb.fingerprint import module_hash, tensors_hash
-from antinb.noise import check_shape, number
 
 SCHEDULERS = ("ddim", "ddpm", "dpmsolver++")
 

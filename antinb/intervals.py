@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import optimize, special, stats
 
-from antinb.noise import at_least, number
+from antinb.checks import at_least, number
 
 LEVELS = (0.01, 0.9999)
 BLOCKS = 50

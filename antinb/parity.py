@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from antinb.noise import at_least
+from antinb.checks import at_least
 
 NEGLIGIBLE = 1e-10  # of float32 rounding, in a variance
 

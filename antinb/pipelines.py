@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import DiffusionPipeline
 
+from antinb.checks import at_least, check_shape, number
 from antinb.draws import FirstInput, StepNoise, supply
 from antinb.fingerprint import module_hash
 from antinb.generators import check_noise, unet_shape
-from antinb.noise import at_least, check_shape, number
 
 OWN = {"batch_size", "num_inference_steps", "output_type", "latents", "class_labels", "generator", "return_dict"}
 

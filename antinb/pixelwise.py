@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from antinb.checks import at_least, number
 from antinb.intervals import LEVELS
-from antinb.noise import at_least, number
 
 RESAMPLES = 499
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from antinb.checks import SEEDS, at_least
 from antinb.generators import Diffusion
-from antinb.noise import SEEDS, Design, at_least
+from antinb.noise import Design
 from antinb.parity import NEGLIGIBLE, odd_points
 from antinb.sampling import generate
 

@@ -14,9 +14,10 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from antinb import dataset
+from antinb.checks import SEEDS, at_least
 from antinb.draws import rows
 from antinb.generators import Generator
-from antinb.noise import SEEDS, Design, at_least
+from antinb.noise import Design
 
 
 def sample(

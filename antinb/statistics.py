@@ -109,3 +109,23 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     names = [statistic.__name__ for statistic in statistics]
     values = values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
     return values.assign_attrs(data.attrs)
+
+
+def evaluations(values: xr.DataArray) -> int:
+    """Return the network evaluations that measured values cost, those of all units and members.
+
+    Raises:
+        ValueError: if the values do not come from `measure`, which keeps what the run was.
+    """
+    return values.sizes["unit"] * values.sizes["member"] * int(_attr(values, "evaluations"))
+
+
+def design(values: xr.DataArray) -> str:
+    """Return the name of the design that measured values come from; ValueError as `evaluations`."""
+    return _attr(values, "design")["name"]
+
+
+def _attr(values: xr.DataArray, name: str) -> object:
+    if name not in values.attrs:
+        raise ValueError(f"values come from statistics.measure, which keeps what the run was; these have no {name!r}")
+    return json.loads(values.attrs[name])

@@ -19,9 +19,9 @@ from statsmodels.stats.multitest import multipletests
 from tqdm.auto import tqdm
 
 from antinb import noise
+from antinb.checks import at_least, number
 from antinb.generators import Diffusion
 from antinb.intervals import LEVELS, bounded_interval, bounded_p_value, cluster_bootstrap, jackknife
-from antinb.noise import at_least, number
 from antinb.parity import affine_antisymmetry, nonlinear_odd_share, vector_quantities
 from antinb.probing import Probe
 

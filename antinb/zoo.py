@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from antinb import generators, pipelines
+from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
-from antinb.noise import SEEDS, at_least
 
 _HERE = Path(__file__).parent
 DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)

@@ -97,7 +97,8 @@ def test_bad_input_is_refused_with_the_value(call, value):
         call()
 
 
-NUMPY_HALF = ["noise", "dataset", "statistics", "correlation", "propagation", "intervals", "estimation", "pixelwise"]
+NUMPY_HALF = ["noise", "modes", "dataset", "statistics", "correlation", "propagation", "intervals", "estimation"]
+NUMPY_HALF += ["pixelwise", "controls"]
 
 
 @pytest.mark.parametrize("module", [*NUMPY_HALF, "figures", "report", "cli"])

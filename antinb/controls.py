@@ -1,0 +1,216 @@
+"""Control variates: what is known about the noise, or about a cheaper sampler, taken out of an estimate."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from antinb import estimation, modes
+from antinb.checks import at_least, number
+from antinb.intervals import LEVELS
+from antinb.noise import Design
+from antinb.statistics import design, evaluations
+
+
+def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int = 6) -> xr.DataArray:
+    """Return functions of a run's noise whose mean is known to be 0, `(feature, unit, member)`.
+
+    They are `(c_i^2 - 1)/sqrt 2` and `c_i c_j`, i < j, of the coefficients c in the leading modes of
+    `antinb.modes`: `leading (leading + 1) / 2` uncorrelated features of variance 1. Linear ones are
+    left out, since they vanish in the mean over a pair or a simplex unit.
+
+    Args:
+        noise: the design of the run.
+        shape: shape of one noise, the generator's `shape`.
+        seed: the run's seed.
+        leading: number of modes.
+
+    Raises:
+        ValueError: if `leading` is below 1 or more than the noise has modes.
+    """
+    leading = at_least(1, "leading", leading, int(np.prod(shape)))
+    drawn = (noise.draw(shape, seed=seed, units=[unit])[0] for unit in range(noise.units))
+    kept = np.stack([modes.to_modes(unit.astype(np.float64), tuple(shape))[:, :leading] for unit in drawn])
+    first, second = np.triu_indices(leading)
+    products = kept[..., first] * kept[..., second]
+    squares = first == second
+    products[..., squares] = (products[..., squares] - 1) / 2**0.5
+    names = [f"mode {i}^2" if i == j else f"mode {i} x {j}" for i, j in zip(first, second, strict=True)]
+    about = {"design": json.dumps(noise.describe()), "seed": json.dumps(seed)}
+    table = xr.DataArray(products, dims=("unit", "member", "feature"), attrs=about)
+    return table.assign_coords(feature=names).transpose("feature", "unit", "member")
+
+
+def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
+    """Return the least-squares coefficients `(statistic, feature)` of unit means on the features' unit means.
+
+    Raises:
+        ValueError: if the two are of different runs, a value is undefined, or the features are more than a
+            tenth of the units.
+    """
+    y, x = _unit_means(values, known)
+    return _coefficients(values, known, _fit(y, x))
+
+
+def regression(
+    values: xr.DataArray, known: xr.DataArray, *, folds: int = 10, fixed: xr.DataArray | None = None
+) -> xr.DataArray:
+    r"""Return the values less what features of known mean 0 explain, `S - sum_j beta_j X_j`, as values of the same run.
+
+    The mean stays the same, since beta is independent of the units that it is used on: it is fitted to
+    the other folds of units, or `fixed` by an independent pilot, as is better for about 20 units. Intervals,
+    efficiencies and coverage are those of `estimation`.
+
+    Args:
+        values: `(statistic, unit, member)` of `statistics.measure`.
+        known: `(feature, unit, member)` of `features`, of the same design and seed.
+        folds: number of folds, at least 2.
+        fixed: `(statistic, feature)` of `coefficients` from a run of another seed.
+
+    Raises:
+        ValueError: as `coefficients`, or if `fixed` comes from the run itself or the folds are fewer than 2.
+
+    Source: Lavenberg and Welch, Management Science 27 (1981), 322-335; folds as in cross-fitting.
+    """
+    folds = at_least(2, "folds", folds)
+    y, x = _unit_means(values, known)
+    if fixed is not None:
+        if fixed.attrs["seed"] == values.attrs["seed"]:
+            raise ValueError(
+                f"fixed coefficients come from a pilot of another seed; got {fixed.attrs['seed']} for both"
+            )
+        beta = np.broadcast_to(fixed.values, (len(x), *fixed.shape))
+    else:
+        fold = np.arange(len(x)) % min(folds, len(x))
+        beta = np.empty((len(x), y.shape[1], x.shape[1]))
+        for number_ in np.unique(fold):
+            beta[fold == number_] = _fit(y[fold != number_], x[fold != number_])
+    explained = np.einsum("usf,fum->sum", beta, known.values)
+    return (values - explained).assign_attrs(values.attrs, control=json.dumps("regression"))
+
+
+def two_level(
+    fine: xr.DataArray, coarse: xr.DataArray, many: xr.DataArray, *, coefficient: float = 1.0, level: float = 0.95
+) -> pd.DataFrame:
+    r"""Return the mean of the fine sampler's statistics from few fine and many coarse images, with intervals.
+
+    `mean(F - b C) + b mean(C')`: F and C are the fine and the coarse sampler on the *same* noise, C' the
+    coarse one on other noise. Unbiased for the fine sampler whatever b is, if b is fixed beforehand;
+    `se^2 = Var(F - b C)/n + b^2 Var(C')/n'` over units, df by Welch and Satterthwaite.
+
+    Args:
+        fine: `(statistic, unit, member)` of the fine sampler.
+        coarse: the same statistics of the coarse one, same design and seed.
+        many: the same statistics of the coarse one, another seed.
+        coefficient: b, 1 or the one of an independent pilot (`allocation`).
+        level: of the intervals.
+
+    Returns:
+        Rows `statistic, design, estimate, low, high, level, method, units, evaluations, se, df`;
+        `units` are those of the fine run, `evaluations` those of all three.
+
+    Raises:
+        ValueError: if fine and coarse do not share their noise, many shares it, a value is undefined, or
+            there are fewer than two units.
+
+    Source: Giles, Multilevel Monte Carlo path simulation, Operations Research 56 (2008).
+    """
+    number("level", level, *LEVELS)
+    b = number("coefficient", coefficient, -np.inf, np.inf)
+    _same_noise(fine, coarse)
+    if many.attrs["seed"] == fine.attrs["seed"]:
+        raise ValueError(f"the many coarse units need another seed than the fine ones; got {many.attrs['seed']}")
+    rows = []
+    for name in fine["statistic"].values.tolist():
+        pieces = [_finite(table.sel(statistic=name), name).mean(-1) for table in (fine, coarse, many)]
+        parts = (pieces[0] - b * pieces[1], b * pieces[2])
+        if min(map(len, parts)) < 2:
+            raise ValueError(f"two levels need at least two units each; got {[len(part) for part in parts]}")
+        variances = np.array([part.var(ddof=1) / len(part) for part in parts])
+        if variances.sum() == 0:
+            raise ValueError(f"{name} is constant over units: there is no width to estimate")
+        df = variances.sum() ** 2 / (variances**2 / [len(part) - 1 for part in parts]).sum()
+        whole = estimation.Estimate(sum(part.mean() for part in parts), variances.sum() ** 0.5, df)
+        low, high = whole.interval(level)
+        row = {"statistic": name, "design": design(fine), "estimate": whole.estimate}
+        row |= {"low": low, "high": high, "level": level, "method": "two levels", "units": len(parts[0])}
+        rows.append(row | {"evaluations": sum(map(evaluations, (fine, coarse, many))), "se": whole.se, "df": whole.df})
+    return pd.DataFrame(rows)
+
+
+def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
+    r"""Return from a pilot how two levels are best used: coefficient, coarse units a fine one, efficiency.
+
+    `b = Cov(F, C)/Var(C)`; with costs `c_1` of a unit on both levels and `c_2` on the coarse one,
+    `n'/n = sqrt(b^2 Var(C) c_1 / (Var(F - b C) c_2))`, and the efficiency against the fine sampler alone, of
+    the same design, `Var(F) c_F / (sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2))^2`.
+
+    Args:
+        fine: `(statistic, unit, member)` of a pilot with the fine sampler.
+        coarse: the same of the coarse one, same design and seed.
+
+    Returns:
+        Rows `statistic, correlation, coefficient, coarse_units_per_fine, predicted_efficiency`.
+
+    Raises:
+        ValueError: as `two_level`, or if the coarse statistic is constant.
+    """
+    _same_noise(fine, coarse)
+    cost_fine, cost_coarse = (evaluations(table) / table.sizes["unit"] for table in (fine, coarse))
+    rows = []
+    for name in fine["statistic"].values.tolist():
+        f, c = (_finite(table.sel(statistic=name), name).mean(-1) for table in (fine, coarse))
+        if len(f) < 3 or np.ptp(c) == 0 or np.ptp(f) == 0:
+            raise ValueError(
+                f"an allocation needs at least three units that differ on both levels; {name} has {len(f)}"
+            )
+        b = float(np.cov(f, c)[0, 1] / c.var(ddof=1))
+        rest, moved = (f - b * c).var(ddof=1), b**2 * c.var(ddof=1)
+        both = cost_fine + cost_coarse
+        spread = ((rest * both) ** 0.5 + (moved * cost_coarse) ** 0.5) ** 2
+        row = {"statistic": name, "correlation": float(np.corrcoef(f, c)[0, 1]), "coefficient": b}
+        row["coarse_units_per_fine"] = float(np.sqrt(moved * both / (rest * cost_coarse))) if rest > 0 else np.inf
+        rows.append(row | {"predicted_efficiency": float(f.var(ddof=1) * cost_fine / spread)})
+    return pd.DataFrame(rows)
+
+
+def _fit(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(0)
+    return np.linalg.lstsq(centred, y - y.mean(0), rcond=None)[0].T
+
+
+def _coefficients(values: xr.DataArray, known: xr.DataArray, beta: np.ndarray) -> xr.DataArray:
+    coords = {"statistic": values["statistic"].values, "feature": known["feature"].values}
+    return xr.DataArray(beta, coords, ["statistic", "feature"], attrs={"seed": values.attrs["seed"]})
+
+
+def _unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit means `(unit, statistic)` and `(unit, feature)` after the checks that both functions share."""
+    _same_noise(values, known)
+    names = values["statistic"].values.tolist()
+    y = np.stack([_finite(values.sel(statistic=name), name).mean(-1) for name in names], 1)
+    x = known.transpose("unit", "member", "feature").values.mean(1)
+    if x.shape[1] > len(x) / 10:
+        raise ValueError(f"features are at most a tenth of the units, {len(x) // 10} here; got {x.shape[1]}")
+    return y, x
+
+
+def _same_noise(first: xr.DataArray, second: xr.DataArray) -> None:
+    for key in ("design", "seed"):
+        if first.attrs[key] != second.attrs[key]:
+            raise ValueError(
+                f"both must be of the same noise; their {key} is {first.attrs[key]} and {second.attrs[key]}"
+            )
+    if first.sizes["unit"] != second.sizes["unit"]:
+        raise ValueError(f"both must have the same units; got {first.sizes['unit']} and {second.sizes['unit']}")
+
+
+def _finite(values: xr.DataArray, name: str) -> np.ndarray:
+    table = values.transpose("unit", "member").values
+    bad = ~np.isfinite(table).all(1)
+    if bad.any():
+        raise ValueError(f"{name} is undefined in {bad.sum()} of {len(table)} units; controls need every unit")
+    return table
