@@ -24,7 +24,8 @@ def interval(
     (each pixel covered with probability `level`, all of them with less), and the simultaneous band
     `band_low, band_high`, `mean -+ c se` with c the quantile of `max |t|` over pixels under a Gaussian
     multiplier bootstrap of 499 draws. Pixels whose `sd` is below `min_sd` are NaN in all but `mean` and
-    `sd`, and counted in the attr `masked`. The run is read twice, `block` units at a time.
+    `sd`, and counted in the attr `masked`. The run is read twice, `block` units at a time; in memory are
+    a block and 500 images in float64, for the band.
 
     Args:
         data: a run of one condition.
