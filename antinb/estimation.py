@@ -42,9 +42,10 @@ class Estimate:
 def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", drop: bool = False) -> pd.DataFrame:
     r"""Return the mean of each statistic with its interval, from the unit means of any plain design.
 
-    `"t"`: `m -+ t_{n-1} s / sqrt(n)` over the n unit means. `"skew"`: Hall's monotone cubic
-    transformation of the t statistic, `g(T) = T + c T^2 / 3 + c^2 T^3 / 27 + c / 6` with `c = skewness /
-    sqrt(n)`, whose inverse is taken at the t quantiles: for few units, or means whose odd part has cancelled.
+    `"t"`: `m -+ t_{n-1} s / sqrt(n)` over the n unit means. `"skew"`, for few units whose odd part has
+    cancelled: the outer ends of that interval and of Hall's, the inverse at the t quantiles of the
+    transformation `g(T) = T + c T^2 / 3 + c^2 T^3 / 27 + c / 6` of the t statistic, `c = skewness / sqrt(n)`.
+    Hall's alone covers too little where tails are heavy, t alone where they are skewed.
     With several conditions the estimate is the mean within conditions averaged by their shares of
     the units, its variance `sum w_c^2 s_c^2 / n_c` holds no variance between them, and df are
     Satterthwaite's.
@@ -91,6 +92,12 @@ def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def skew_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outer ends of the t and Hall's intervals, `(..., units)` to two arrays `(...)`; see `interval`."""
+    outer = zip(t_interval(means, level), hall_interval(means, level), strict=True)
+    return tuple(choose(*ends) for choose, ends in zip((np.minimum, np.maximum), outer, strict=True))
+
+
+def hall_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return Hall's intervals of unit means, `(..., units)` to two arrays `(...)`; see `interval`."""
     units = means.shape[-1]
     centre, spread = means.mean(-1), means.std(-1)
