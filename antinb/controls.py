@@ -32,8 +32,7 @@ def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int =
         ValueError: if `leading` is below 1 or more than the noise has modes.
     """
     leading = at_least(1, "leading", leading, int(np.prod(shape)))
-    drawn = (noise.draw(shape, seed=seed, units=[unit])[0] for unit in range(noise.units))
-    kept = np.stack([modes.to_modes(unit.astype(np.float64), tuple(shape))[:, :leading] for unit in drawn])
+    kept = _modes(noise, shape, seed, leading)
     first, second = np.triu_indices(leading)
     products = kept[..., first] * kept[..., second]
     squares = first == second
@@ -53,6 +52,33 @@ def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
     """
     y, x = _unit_means(values, known)
     return _coefficients(values, known, _fit(y, x))
+
+
+def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, leading: int = 64) -> np.ndarray:
+    """Return the direction `(leading,)` in the leading modes along which a statistic changes most, of length 1.
+
+    It is that of the least-squares coefficients of the pilot's images on their modes: the statistic's mean
+    gradient, if the noise is normal. `noise.sobol(..., basis="learned", direction=)` lays its best coordinate
+    along it, in a run of another seed.
+
+    Args:
+        values: `(statistic, unit, member)` of a pilot, of one statistic.
+        noise: the pilot's design.
+        shape: shape of one noise, the generator's `shape`.
+        leading: number of modes, at most a tenth of the pilot's images.
+
+    Raises:
+        ValueError: for several statistics, an undefined value, a design that is not the pilot's, or too many modes.
+
+    Source: Stein's identity, `E[z S(z)] = E[grad S(z)]`, Ann. Stat. 9 (1981), 1135-1151.
+    """
+    if values.sizes["statistic"] != 1 or json.loads(values.attrs["design"]) != json.loads(json.dumps(noise.describe())):
+        raise ValueError(f"a direction is that of one statistic and its own design; got {values.sizes['statistic']}")
+    table = _finite(values.isel(statistic=0), values["statistic"].item())
+    leading = at_least(1, "leading", leading, min(int(np.prod(shape)), table.size // 10))
+    kept = _modes(noise, shape, json.loads(values.attrs["seed"]), leading)
+    slope = _fit(table.reshape(-1, 1), kept.reshape(-1, leading))[0]
+    return slope / np.linalg.norm(slope)
 
 
 def regression(
@@ -120,7 +146,9 @@ def two_level(
     """
     number("level", level, *LEVELS)
     b = number("coefficient", coefficient, -np.inf, np.inf)
-    _same_noise(fine, coarse)
+    costs = _two_costs(fine, coarse)
+    if evaluations(many) != costs[1] * many.sizes["unit"] * many.sizes["member"]:
+        raise ValueError(f"the many units are of the coarse sampler, {costs[1]} evaluations an image; got another cost")
     if many.attrs["seed"] == fine.attrs["seed"]:
         raise ValueError(f"the many coarse units need another seed than the fine ones; got {many.attrs['seed']}")
     rows = []
@@ -158,8 +186,7 @@ def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
     Raises:
         ValueError: as `two_level`, or if the coarse statistic is constant.
     """
-    _same_noise(fine, coarse)
-    cost_fine, cost_coarse = (evaluations(table) / table.sizes["unit"] for table in (fine, coarse))
+    costs = [cost * fine.sizes["member"] for cost in _two_costs(fine, coarse)]
     rows = []
     for name in fine["statistic"].values.tolist():
         f, c = (_finite(table.sel(statistic=name), name).mean(-1) for table in (fine, coarse))
@@ -167,14 +194,30 @@ def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
             raise ValueError(
                 f"an allocation needs at least three units that differ on both levels; {name} has {len(f)}"
             )
-        b = float(np.cov(f, c)[0, 1] / c.var(ddof=1))
-        rest, moved = (f - b * c).var(ddof=1), b**2 * c.var(ddof=1)
-        both = cost_fine + cost_coarse
-        spread = ((rest * both) ** 0.5 + (moved * cost_coarse) ** 0.5) ** 2
-        row = {"statistic": name, "correlation": float(np.corrcoef(f, c)[0, 1]), "coefficient": b}
-        row["coarse_units_per_fine"] = float(np.sqrt(moved * both / (rest * cost_coarse))) if rest > 0 else np.inf
-        rows.append(row | {"predicted_efficiency": float(f.var(ddof=1) * cost_fine / spread)})
+        row = {"statistic": name, "correlation": float(np.corrcoef(f, c)[0, 1])}
+        rows.append(row | best_allocation(np.cov(f, c), *costs))
     return pd.DataFrame(rows)
+
+
+def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[str, float]:
+    """Return `coefficient, coarse_units_per_fine, predicted_efficiency` of `allocation`.
+
+    `covariance` is the (2, 2) of the unit means of the fine and the coarse sampler, `fine` and `coarse` are
+    the evaluations that one unit costs.
+    """
+    b = covariance[0, 1] / covariance[1, 1]
+    rest, moved, both = covariance[0, 0] - b * covariance[0, 1], b**2 * covariance[1, 1], fine + coarse
+    ratio = (moved * both / (rest * coarse)) ** 0.5 if rest > 0 else np.inf
+    spread = ((max(rest, 0) * both) ** 0.5 + (moved * coarse) ** 0.5) ** 2
+    efficiency = covariance[0, 0] * fine / spread
+    numbers = {"coefficient": b, "coarse_units_per_fine": ratio, "predicted_efficiency": efficiency}
+    return {name: float(number_) for name, number_ in numbers.items()}
+
+
+def _modes(noise: Design, shape: tuple[int, ...], seed: int, leading: int) -> np.ndarray:
+    """Return the leading coefficients of a run's noise, `(unit, member, leading)`, one unit in memory at a time."""
+    drawn = (noise.draw(shape, seed=seed, units=[unit])[0] for unit in range(noise.units))
+    return np.stack([modes.to_modes(unit.astype(np.float64), tuple(shape))[:, :leading] for unit in drawn])
 
 
 def _fit(y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -206,6 +249,17 @@ def _same_noise(first: xr.DataArray, second: xr.DataArray) -> None:
             )
     if first.sizes["unit"] != second.sizes["unit"]:
         raise ValueError(f"both must have the same units; got {first.sizes['unit']} and {second.sizes['unit']}")
+
+
+def _two_costs(fine: xr.DataArray, coarse: xr.DataArray) -> tuple[int, int]:
+    """Return the evaluations an image of two levels, refusing a twin that is not coarser or of other noise."""
+    _same_noise(fine, coarse)
+    costs = tuple(evaluations(table) // (table.sizes["unit"] * table.sizes["member"]) for table in (fine, coarse))
+    if costs[1] >= costs[0]:
+        raise ValueError(
+            f"a coarse twin needs fewer evaluations an image than the fine one's {costs[0]}; got {costs[1]}"
+        )
+    return costs
 
 
 def _finite(values: xr.DataArray, name: str) -> np.ndarray:

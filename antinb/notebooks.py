@@ -84,11 +84,9 @@ def execute(path: Path, output: Path, values: Mapping[str, object]) -> Path:
 
 
 def sources_hash(notebook: nbformat.NotebookNode) -> str:
-    """Return the sha256 of the cells' types and sources, which outputs do not change."""
-    digest = hashlib.sha256()
-    for cell in notebook.cells:
-        digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
-    return digest.hexdigest()
+    """Return the sha256 of the code, which neither outputs nor prose change."""
+    code = (cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
 def write_back(executed: Path, path: Path) -> None:

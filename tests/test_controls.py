@@ -91,6 +91,23 @@ def test_controlled_values_are_compared_with_the_variance_of_plain_ones():
     assert row["high"] - row["low"] < 0.6
 
 
+def test_the_learned_direction_is_the_mean_gradient_and_makes_an_event_smooth():
+    """E[grad] of tanh(c0 + 2 c3) lies along (1, 0, 0, 2); an event of one coordinate is what strata are best at."""
+    wanted = np.array([1, 0, 0, 2]) / 5**0.5
+    pilot = noise.antithetic(2000)
+    found = controls.direction(
+        run(pilot, lambda c: np.tanh(c @ np.r_[1, 0, 0, 2, np.zeros(12)]), 0), pilot, SHAPE, leading=4
+    )
+    np.testing.assert_allclose(found, wanted, atol=0.05)
+
+    def event(c):
+        return (c[..., :4] @ wanted > 0.3).astype(float)
+
+    learned = noise.sobol(200, 64, basis="learned", direction=wanted)
+    spreads = [run(design, event, 1).mean("member").var().item() for design in (learned, noise.sobol(200, 64))]
+    assert spreads[0] < 0.2 * spreads[1]
+
+
 def test_two_levels_are_unbiased_and_their_intervals_cover():
     few, many = noise.iid(30), noise.iid(300)
 
@@ -141,6 +158,7 @@ def test_two_levels_of_a_sampler_agree_with_the_fine_one(mixture_generator):
 
 DESIGN = noise.iid(30)
 VALUES = run(DESIGN, squares, 0)
+COARSE = run(DESIGN, squares, 0, 5)
 KNOWN = controls.features(DESIGN, SHAPE, seed=0, leading=1)
 
 
@@ -165,9 +183,17 @@ KNOWN = controls.features(DESIGN, SHAPE, seed=0, leading=1)
             "a pilot of another seed; got 0 for both",
         ),
         (lambda: controls.regression(VALUES.where(VALUES > 0), KNOWN), "s is undefined in .* of 30 units"),
-        (lambda: controls.two_level(VALUES, VALUES, VALUES), "another seed than the fine ones; got 0"),
-        (lambda: controls.two_level(VALUES, run(DESIGN, squares, 1), VALUES), "their seed is 0 and 1"),
-        (lambda: controls.allocation(VALUES, VALUES * 0), "units that differ on both levels"),
+        (lambda: controls.two_level(VALUES, COARSE, COARSE), "another seed than the fine ones; got 0"),
+        (lambda: controls.two_level(VALUES, run(DESIGN, squares, 1, 5), COARSE), "their seed is 0 and 1"),
+        (
+            lambda: controls.two_level(VALUES, VALUES, COARSE),
+            "fewer evaluations an image than the fine one's 20; got 20",
+        ),
+        (lambda: controls.two_level(VALUES, COARSE, run(DESIGN, squares, 1)), "coarse sampler, 5 evaluations an image"),
+        (lambda: controls.allocation(VALUES, COARSE * 0), "units that differ on both levels"),
+        (lambda: controls.allocation(VALUES, VALUES), "fewer evaluations"),
+        (lambda: controls.direction(VALUES, noise.iid(30), SHAPE, leading=4), "leading must be .* at most 3; got 4"),
+        (lambda: controls.direction(VALUES, noise.antithetic(30), SHAPE), "one statistic and its own design"),
     ],
 )
 def test_bad_arguments_are_one_line(call, reason):
