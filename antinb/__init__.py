@@ -2,7 +2,7 @@
 
 `load` and `sample` make images from a noise design; `statistics`, `correlation`, `propagation`,
 `estimation`, `controls`, `pixelwise`, `figures` and `report` take them from there without torch. `symmetry` asks the
-network itself why the images of a pair oppose each other.
+network itself why the images of a pair oppose each other; `planning` spends a budget on both halves.
 """
 
 from importlib import import_module, metadata
@@ -26,6 +26,7 @@ _MODULES = (
     "parity",
     "pipelines",
     "pixelwise",
+    "planning",
     "probing",
     "propagation",
     "report",

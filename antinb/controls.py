@@ -10,9 +10,9 @@ import xarray as xr
 
 from antinb import estimation, modes
 from antinb.checks import at_least, number
-from antinb.intervals import LEVELS
+from antinb.intervals import LEVELS, welch
 from antinb.noise import Design
-from antinb.statistics import design, evaluations
+from antinb.statistics import defined, design, evaluations
 
 
 def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int = 6) -> xr.DataArray:
@@ -74,7 +74,7 @@ def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, le
     """
     if values.sizes["statistic"] != 1 or json.loads(values.attrs["design"]) != json.loads(json.dumps(noise.describe())):
         raise ValueError(f"a direction is that of one statistic and its own design; got {values.sizes['statistic']}")
-    table = _finite(values.isel(statistic=0), values["statistic"].item())
+    table = defined(values, values["statistic"].item())
     leading = at_least(1, "leading", leading, min(int(np.prod(shape)), table.size // 10))
     kept = _modes(noise, shape, json.loads(values.attrs["seed"]), leading)
     slope = _fit(table.reshape(-1, 1), kept.reshape(-1, leading))[0]
@@ -146,21 +146,21 @@ def two_level(
     """
     number("level", level, *LEVELS)
     b = number("coefficient", coefficient, -np.inf, np.inf)
-    costs = _two_costs(fine, coarse)
+    costs = two_costs(fine, coarse)
     if evaluations(many) != costs[1] * many.sizes["unit"] * many.sizes["member"]:
         raise ValueError(f"the many units are of the coarse sampler, {costs[1]} evaluations an image; got another cost")
     if many.attrs["seed"] == fine.attrs["seed"]:
         raise ValueError(f"the many coarse units need another seed than the fine ones; got {many.attrs['seed']}")
     rows = []
     for name in fine["statistic"].values.tolist():
-        pieces = [_finite(table.sel(statistic=name), name).mean(-1) for table in (fine, coarse, many)]
+        pieces = [defined(table, name).mean(-1) for table in (fine, coarse, many)]
         parts = (pieces[0] - b * pieces[1], b * pieces[2])
         if min(map(len, parts)) < 2:
             raise ValueError(f"two levels need at least two units each; got {[len(part) for part in parts]}")
         variances = np.array([part.var(ddof=1) / len(part) for part in parts])
         if variances.sum() == 0:
             raise ValueError(f"{name} is constant over units: there is no width to estimate")
-        df = variances.sum() ** 2 / (variances**2 / [len(part) - 1 for part in parts]).sum()
+        df = welch(variances, np.array([len(part) for part in parts]))
         whole = estimation.Estimate(sum(part.mean() for part in parts), variances.sum() ** 0.5, df)
         low, high = whole.interval(level)
         row = {"statistic": name, "design": design(fine), "estimate": whole.estimate}
@@ -186,10 +186,10 @@ def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
     Raises:
         ValueError: as `two_level`, or if the coarse statistic is constant.
     """
-    costs = [cost * fine.sizes["member"] for cost in _two_costs(fine, coarse)]
+    costs = [cost * fine.sizes["member"] for cost in two_costs(fine, coarse)]
     rows = []
     for name in fine["statistic"].values.tolist():
-        f, c = (_finite(table.sel(statistic=name), name).mean(-1) for table in (fine, coarse))
+        f, c = (defined(table, name).mean(-1) for table in (fine, coarse))
         if len(f) < 3 or np.ptp(c) == 0 or np.ptp(f) == 0:
             raise ValueError(
                 f"an allocation needs at least three units that differ on both levels; {name} has {len(f)}"
@@ -214,6 +214,17 @@ def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[
     return {name: float(number_) for name, number_ in numbers.items()}
 
 
+def two_costs(fine: xr.DataArray, coarse: xr.DataArray) -> tuple[int, int]:
+    """Return the evaluations an image of two levels, refusing a twin that is not coarser or of other noise."""
+    _same_noise(fine, coarse)
+    costs = tuple(evaluations(table) // (table.sizes["unit"] * table.sizes["member"]) for table in (fine, coarse))
+    if costs[1] >= costs[0]:
+        raise ValueError(
+            f"a coarse twin needs fewer evaluations an image than the fine one's {costs[0]}; got {costs[1]}"
+        )
+    return costs
+
+
 def _modes(noise: Design, shape: tuple[int, ...], seed: int, leading: int) -> np.ndarray:
     """Return the leading coefficients of a run's noise, `(unit, member, leading)`, one unit in memory at a time."""
     drawn = (noise.draw(shape, seed=seed, units=[unit])[0] for unit in range(noise.units))
@@ -234,7 +245,7 @@ def _unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, 
     """Return unit means `(unit, statistic)` and `(unit, feature)` after the checks that both functions share."""
     _same_noise(values, known)
     names = values["statistic"].values.tolist()
-    y = np.stack([_finite(values.sel(statistic=name), name).mean(-1) for name in names], 1)
+    y = np.stack([defined(values, name).mean(-1) for name in names], 1)
     x = known.transpose("unit", "member", "feature").values.mean(1)
     if x.shape[1] > len(x) / 10:
         raise ValueError(f"features are at most a tenth of the units, {len(x) // 10} here; got {x.shape[1]}")
@@ -249,22 +260,3 @@ def _same_noise(first: xr.DataArray, second: xr.DataArray) -> None:
             )
     if first.sizes["unit"] != second.sizes["unit"]:
         raise ValueError(f"both must have the same units; got {first.sizes['unit']} and {second.sizes['unit']}")
-
-
-def _two_costs(fine: xr.DataArray, coarse: xr.DataArray) -> tuple[int, int]:
-    """Return the evaluations an image of two levels, refusing a twin that is not coarser or of other noise."""
-    _same_noise(fine, coarse)
-    costs = tuple(evaluations(table) // (table.sizes["unit"] * table.sizes["member"]) for table in (fine, coarse))
-    if costs[1] >= costs[0]:
-        raise ValueError(
-            f"a coarse twin needs fewer evaluations an image than the fine one's {costs[0]}; got {costs[1]}"
-        )
-    return costs
-
-
-def _finite(values: xr.DataArray, name: str) -> np.ndarray:
-    table = values.transpose("unit", "member").values
-    bad = ~np.isfinite(table).all(1)
-    if bad.any():
-        raise ValueError(f"{name} is undefined in {bad.sum()} of {len(table)} units; controls need every unit")
-    return table

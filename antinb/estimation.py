@@ -18,7 +18,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from antinb.checks import at_least, number
-from antinb.intervals import LEVELS, bootstrap_t
+from antinb.intervals import LEVELS, bootstrap_t, skew_interval, two_stage, welch, welch_interval
 from antinb.statistics import design, evaluations
 
 METHODS = ("t", "skew")
@@ -82,33 +82,6 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         row["evaluations"] = evaluations(values)
         rows.append(row | {"se": found.se, "df": found.df, "dropped": dropped})
     return pd.DataFrame(rows)
-
-
-def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the t intervals of unit means, `(..., units)` to two arrays `(...)`."""
-    units = means.shape[-1]
-    half = stats.t.ppf((1 + level) / 2, units - 1) * means.std(-1, ddof=1) / units**0.5
-    return means.mean(-1) - half, means.mean(-1) + half
-
-
-def skew_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the outer ends of the t and Hall's intervals, `(..., units)` to two arrays `(...)`; see `interval`."""
-    outer = zip(t_interval(means, level), hall_interval(means, level), strict=True)
-    return tuple(choose(*ends) for choose, ends in zip((np.minimum, np.maximum), outer, strict=True))
-
-
-def hall_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return Hall's intervals of unit means, `(..., units)` to two arrays `(...)`; see `interval`."""
-    units = means.shape[-1]
-    centre, spread = means.mean(-1), means.std(-1)
-    cubes = ((means - centre[..., None]) ** 3).mean(-1)
-    skewness = np.divide(cubes, spread**3, out=np.zeros_like(spread), where=spread > 0) / units**0.5
-    skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
-    quantile = stats.t.ppf((1 + level) / 2, units - 1)
-    se = means.std(-1, ddof=1) / units**0.5
-    ends = (3 / skewness * (np.cbrt(1 + skewness * (t - skewness / 6)) - 1) for t in (quantile, -quantile))
-    low, high = (centre - end * se for end in ends)
-    return low, high
 
 
 def compare(
@@ -203,25 +176,29 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
 
 
 def coverage(
-    pool: np.ndarray,
-    units: int,
+    pool: np.ndarray | tuple[np.ndarray, ...],
+    units: int | tuple[int, ...],
     *,
     truth: float | None = None,
     level: float = 0.95,
     method: str = "t",
+    half_width: float | None = None,
     experiments: int = 20_000,
     seed: int = 0,
 ) -> dict[str, float]:
     """Return how often intervals from `units` unit means cover the truth, with its 95% binomial interval.
 
-    Each experiment draws its units from the pool with replacement; the truth is then the pool's mean.
+    Each experiment draws its units from the pool with replacement; the truth is then the pool's mean. Of
+    several pools the sum of their means is estimated, as by `controls.two_level`, df by Welch and Satterthwaite.
+    With `half_width` the units are the first stage of `two_stage`.
 
     Args:
-        pool: `(n,)` unit means of a long run.
-        units: number of units of an experiment, at least 2.
-        truth: the known mean of the pool's law, None for the pool's own.
+        pool: `(n,)` unit means of a long run, or a tuple of such pools.
+        units: number of units of an experiment, at least 2, from each pool.
+        truth: the known sum of the means of the pools' laws, None for the pools' own.
         level: nominal level of the intervals.
-        method: `"t"` or `"skew"`.
+        method: `"t"` or, for one pool, `"skew"`.
+        half_width: half of the width that is wanted, for one pool and `"t"`.
         experiments: number of experiments.
         seed: of the draws.
 
@@ -232,23 +209,41 @@ def coverage(
         ValueError: for a pool that is constant or holds NaN, or an argument out of its range.
     """
     number("level", level, *LEVELS)
-    units, experiments = at_least(2, "units", units), at_least(1, "experiments", experiments)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
-    means = np.asarray(pool, float)
-    if means.ndim != 1 or not np.isfinite(means).all() or np.ptp(means) == 0:
-        raise ValueError(f"a pool is a vector of finite values that differ; got {means}")
-    wanted = means.mean() if truth is None else number("truth", truth, -np.inf, np.inf)
+    pools = pool if isinstance(pool, tuple) else (pool,)
+    counts = [at_least(2, "units", count) for count in (units if isinstance(units, tuple) else (units,))]
+    experiments = at_least(1, "experiments", experiments)
+    if method not in METHODS or len(counts) != len(pools) or (len(pools) > 1 and (method != "t" or half_width)):
+        rule = f"method must be one of {METHODS}, 't' for several pools or two stages, with units for each pool"
+        raise ValueError(f"{rule}; got {method!r}, {len(pools)} pools, units {units!r}")
+    means = [np.asarray(part, float) for part in pools]
+    for part in means:
+        if part.ndim != 1 or not np.isfinite(part).all() or np.ptp(part) == 0:
+            raise ValueError(f"a pool is a vector of finite values that differ; got {part}")
+    wanted = sum(part.mean() for part in means) if truth is None else number("truth", truth, -np.inf, np.inf)
     rng, covered, width = np.random.default_rng(at_least(0, "seed", seed)), 0, 0.0
-    block = max(1, CHUNK // units)
+    block = max(1, CHUNK // max(counts))
     for start in range(0, experiments, block):
-        drawn = means[rng.integers(len(means), size=(min(block, experiments - start), units))]
-        low, high = (t_interval if method == "t" else skew_interval)(drawn, level)
+        size = min(block, experiments - start)
+        drawn = [part[rng.integers(len(part), size=(size, count))] for part, count in zip(means, counts, strict=True)]
+        if half_width is not None:
+            low, high = _two_stage_intervals(drawn[0], means[0], half_width, level, rng)
+        else:
+            low, high = skew_interval(drawn[0], level) if method == "skew" else welch_interval(drawn, level)
         covered += int(((low <= wanted) & (wanted <= high)).sum())
         width += float((high - low).sum())
     low, high = proportion_confint(covered, experiments, method="beta")
     row = {"estimate": covered / experiments, "low": low, "high": high, "width": width / experiments}
     return row | {"level": level, "method": method, "units": units, "experiments": experiments}
+
+
+def _two_stage_intervals(
+    first: np.ndarray, pool: np.ndarray, half_width: float, level: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    total, units = two_stage(first, half_width, level), first.shape[-1]
+    more = np.array([pool[rng.integers(len(pool), size=extra)].sum() for extra in total - units])
+    half = stats.t.ppf((1 + level) / 2, units - 1) * first.std(-1, ddof=1) / total**0.5
+    centre = (first.sum(-1) + more) / total
+    return centre - half, centre + half
 
 
 def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarray, np.ndarray, int]:
@@ -276,8 +271,8 @@ def _stratified(means: np.ndarray, conditions: np.ndarray, name: str) -> Estimat
     variances = np.array([part.var(ddof=1) / len(part) for part in parts]) * shares**2
     if variances.sum() <= (1e-12 * np.abs(means).max()) ** 2:
         raise ValueError(f"{name} is constant over units ({means[0]:g}): there is no width to estimate")
-    df = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
-    return Estimate(float(shares @ [part.mean() for part in parts]), float(variances.sum() ** 0.5), float(df))
+    mean = float(shares @ [part.mean() for part in parts])
+    return Estimate(mean, float(variances.sum() ** 0.5), float(welch(variances, counts)))
 
 
 def _log_odd_over_even(pairs: np.ndarray) -> tuple[float, float]:

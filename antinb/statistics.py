@@ -111,6 +111,15 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     return values.assign_attrs(data.attrs)
 
 
+def defined(values: xr.DataArray, name: str) -> np.ndarray:
+    """Return one statistic's table `(unit, member)`; ValueError if it is undefined in a unit, with their number."""
+    table = values.sel(statistic=name).transpose("unit", "member").values
+    bad = ~np.isfinite(table).all(1)
+    if bad.any():
+        raise ValueError(f"{name} is undefined in {bad.sum()} of {len(table)} units; every unit is needed here")
+    return table
+
+
 def evaluations(values: xr.DataArray) -> int:
     """Return the network evaluations that measured values cost, those of all units and members.
 

@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
 import antinb
-from antinb import estimation, generators, noise, statistics
+from antinb import estimation, generators, intervals, noise, statistics
 
 ATTRS = {"design": json.dumps({"name": "antithetic"}), "evaluations": "20", "seed": "0"}
 OTHER = {**ATTRS, "seed": "1"}
@@ -46,12 +46,11 @@ def test_members_of_a_unit_are_no_replicates():
 def test_symmetric_means_need_no_correction_and_skewed_ones_move():
     symmetric = np.r_[-3, -1, -0.5, 0.5, 1, 3]
     np.testing.assert_allclose(
-        estimation.skew_interval(symmetric, 0.95), estimation.t_interval(symmetric, 0.95), rtol=1e-4
+        intervals.skew_interval(symmetric, 0.95), intervals.t_interval(symmetric, 0.95), rtol=1e-4
     )
     right = np.random.default_rng(0).exponential(size=40)
     t, hall, skew = (
-        np.array(ends(right, 0.95))
-        for ends in (estimation.t_interval, estimation.hall_interval, estimation.skew_interval)
+        np.array(ends(right, 0.95)) for ends in (intervals.t_interval, intervals.hall_interval, intervals.skew_interval)
     )
     assert (hall > t).all()
     assert skew.tolist() == [t[0], hall[1]]
@@ -60,7 +59,7 @@ def test_symmetric_means_need_no_correction_and_skewed_ones_move():
 def test_halls_transformation_is_inverted():
     """g(T) at the ends of the interval is the t quantile."""
     means = np.random.default_rng(1).exponential(size=25)
-    low, high = estimation.hall_interval(means, 0.95)
+    low, high = intervals.hall_interval(means, 0.95)
     skewness = stats.skew(means) / 25**0.5
     for end, sign in ((low, 1), (high, -1)):
         t = (means.mean() - end) / (means.std(ddof=1) / 5)
@@ -195,7 +194,7 @@ def test_coverage_of_the_sampler_with_an_exact_truth():
     images = antinb.sample(gaussian, noise.iid(2000), seed=1, progress=False)["image"]
     means = images.mean(["channel", "y", "x", "member"], dtype=np.float64).values
     covered = [
-        low <= truth <= high for low, high in zip(*estimation.t_interval(means.reshape(-1, 10), 0.95), strict=True)
+        low <= truth <= high for low, high in zip(*intervals.t_interval(means.reshape(-1, 10), 0.95), strict=True)
     ]
     assert stats.binomtest(sum(covered), 200, 0.95).pvalue > 1e-3
 

@@ -1,0 +1,263 @@
+"""How to spend a budget: what a pilot says of the designs, and runs that end when an interval is narrow enough."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from antinb import controls, estimation, noise
+from antinb.checks import at_least, number
+from antinb.generators import Generator
+from antinb.intervals import LEVELS, jackknife, two_stage
+from antinb.noise import Design
+from antinb.sampling import sample
+from antinb.statistics import Statistic, defined, evaluations, measure
+
+LEAST = 20  # units, for the t quantile to cost little width
+
+
+def designs(points: int) -> dict[str, Callable[[int], Design]]:
+    """Return the designs that `plan` compares, by name, each a function of the number of units."""
+    half = points // 2
+    return {
+        "iid": noise.iid,
+        "antithetic": noise.antithetic,
+        f"sobol({half})": functools.partial(noise.sobol, n=half),
+        f"sobol({points}, antithetic)": functools.partial(noise.sobol, n=points, antithetic=True),
+    }
+
+
+def plan(
+    generator: Generator,
+    *asked: Statistic,
+    seed: int,
+    half_width: float | Sequence[float] | None = None,
+    budget: int | None = None,
+    coarse: Generator | None = None,
+    condition: int | None = None,
+    units: int = 32,
+    points: int = 32,
+    level: float = 0.95,
+    batch: int = 64,
+) -> pd.DataFrame:
+    r"""Return for each design what it would cost, or how wide its intervals would be, and which one to take.
+
+    The pilot is one run of `noise.sobol(units, points, antithetic=True)`, each part of which is a smaller
+    design: its images are independent draws, its `z, -z` pairs, its halves plain Sobol points. From each the
+    variance V of a unit mean is taken, pooled over the pilot; with a coarse twin on the same noise, the
+    (2, 2) covariance and from it the best use of two levels (`controls.allocation`).
+
+    A half-width h needs `N >= 20` units with `t_{N-1} sqrt(V / N) <= h`, a budget leaves the evaluations that
+    the pilot has not spent. Recommended is the design that needs the fewest evaluations for all half-widths, or
+    whose least efficiency over the statistics is highest, among those that the budget gives 20 units.
+
+    Args:
+        generator: from `antinb.load`.
+        asked: statistics of images, from `antinb.statistics`.
+        seed: of the pilot; runs that follow need others.
+        half_width: half of the interval's width that is wanted, one number or one for each statistic.
+        budget: network evaluations in all, the pilot's included; this or `half_width`.
+        coarse: a cheaper twin of the generator, such as `generator.with_(steps=5)`.
+        condition: one class for all units.
+        units: units of the pilot, at least 8.
+        points: points of a unit of the pilot, a power of 2 from 4.
+        level: of the intervals.
+        batch: images that the network sees at once.
+
+    Returns:
+        Rows `statistic, design, levels, efficiency, low, high, odd_share, correlation, coefficient,
+        coarse_units, units, half_width, evaluations, pilot_evaluations, recommended`. `efficiency` is that of
+        variance against independent draws at equal evaluations, with its jackknife interval over the pilot's units;
+        `correlation` that of the two levels' unit means; `designs(points)[design](units)` is the design.
+
+    Raises:
+        ValueError: unless one of `half_width` and `budget` is given, if the pilot alone spends the budget, no
+            design gets 20 units, a statistic is undefined or constant, or the twin is not coarser.
+    """
+    number("level", level, *LEVELS)
+    units = at_least(8, "the pilot's units", units)
+    if not asked or (half_width is None) == (budget is None):
+        raise ValueError(
+            f"a plan needs statistics and either half_width or budget; got {len(asked)}, {half_width}, {budget}"
+        )
+    run = functools.partial(sample, condition=condition, batch=batch, progress=False)
+    pilot = noise.sobol(units, points, antithetic=True)
+    levels = [generator] if coarse is None else [generator, coarse]
+    tables = [measure(run(model, pilot, seed=seed), *asked) for model in levels]
+    spent = sum(map(evaluations, tables))
+    table = candidates(*tables, level=level)
+    left = None if budget is None else at_least(1, "budget", budget, 10**15) - spent
+    if left is not None and left <= 0:
+        raise ValueError(f"the pilot alone costs {spent} evaluations; got a budget of {budget}")
+    aims = (
+        None
+        if half_width is None
+        else dict(zip(tables[0]["statistic"].values, _aims(half_width, len(asked)), strict=True))
+    )
+    table = _size(table, aims, left, level).assign(pilot_evaluations=spent)
+    return _recommend(table, budget).drop(columns=["variance", "cost"])
+
+
+def run_until(
+    generator: Generator,
+    first: Design,
+    *asked: Statistic,
+    half_width: float | Sequence[float],
+    seed: int,
+    most: int | None = None,
+    condition: int | None = None,
+    store: str | Path | None = None,
+    level: float = 0.95,
+    batch: int = 64,
+) -> pd.DataFrame:
+    r"""Sample a design until the interval of every statistic is narrow enough, in two stages.
+
+    The first stage's n unit means have the standard deviations s; the run is then extended to the largest of
+    `N = max(n, (t_{n-1} s / h)^2)` units. The interval `mean -+ t_{n-1} s / sqrt(N)` is no wider than wanted
+    and, of normal unit means, covers exactly as often as it says (`intervals.two_stage`).
+
+    Args:
+        generator: from `antinb.load`.
+        first: the design with the units of the first stage, at least 20.
+        asked: statistics of images.
+        half_width: half of the width that is wanted, one number or one for each statistic.
+        seed: of the run.
+        most: network evaluations that it may cost; None is no limit.
+        condition: one class for all units.
+        store: path of the run, kept; None keeps no images.
+        level: of the intervals.
+        batch: images that the network sees at once.
+
+    Returns:
+        Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df`.
+
+    Raises:
+        ValueError: as `estimation.interval`, for a half-width that is not positive, fewer than 20 units, or if
+            more than `most` evaluations are needed: what was sampled stays in the store.
+    """
+    number("level", level, *LEVELS)
+    at_least(LEAST, "the units of the first stage", first.units)
+    aims = _aims(half_width, len(asked))
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "run.zarr" if store is None else store
+        options = {"seed": seed, "condition": condition, "store": place, "batch": batch, "progress": False}
+        found = measure(sample(generator, first, **options), *asked)
+        rows = estimation.interval(found, level=level)
+        means = np.stack([defined(found, name).mean(1) for name in rows["statistic"]])
+        units = int(max(two_stage(means[k], aim, level) for k, aim in enumerate(aims)))
+        cost = evaluations(found) // first.units * units
+        if most is not None and cost > most:
+            raise ValueError(f"the half-width needs {cost} evaluations, {units} units; most is {most}")
+        found = measure(sample(generator, replace(first, units=units), **options), *asked)
+    se = means.std(1, ddof=1) / units**0.5
+    centre = found.mean(["unit", "member"]).values
+    half = stats.t.ppf((1 + level) / 2, first.units - 1) * se
+    rows = rows.assign(estimate=centre, low=centre - half, high=centre + half, method="two stages", units=units, se=se)
+    return rows.assign(evaluations=evaluations(found)).drop(columns="dropped")
+
+
+def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level: float | None = None) -> pd.DataFrame:
+    """Return what a pilot of `noise.sobol(units, points, antithetic=True)` says of each of the `designs`.
+
+    Args:
+        fine: `(statistic, unit, member)` of the pilot.
+        coarse: the same of a coarse twin, same noise; None plans no second level.
+        level: of jackknife intervals `low, high` of the efficiency, over the units; None makes none.
+
+    Returns:
+        Rows `statistic, odd_share, design, levels, efficiency, variance, cost, coefficient, coarse_units, correlation`:
+        variance and evaluations of one unit, which with two levels is a fine unit with its `coarse_units`.
+
+    Raises:
+        ValueError: for another design, an undefined or constant statistic, or a twin that is not coarser.
+    """
+    about = json.loads(fine.attrs["design"])
+    if about["name"] != "sobol" or not about["antithetic"]:
+        raise ValueError(f"a pilot is a run of noise.sobol(..., antithetic=True); got {about['name']!r}")
+    tables, points = [fine] if coarse is None else [fine, coarse], about["members"]
+    costs = [evaluations(fine) / fine[0].size] if coarse is None else controls.two_costs(fine, coarse)
+    half, rows = points // 2, []
+    for name in fine["statistic"].values.tolist():
+        table = np.stack([defined(part, name) for part in tables], -1)
+        plain, parts = table[..., 0].var(ddof=1), np.stack([table[:, :half], table[:, half:]], 1)
+        if plain == 0:
+            raise ValueError(f"{name} is constant over the pilot: there is nothing to plan")
+        pairs = parts.mean(1)
+        odd = ((parts[:, 0, :, 0] - parts[:, 1, :, 0]) ** 2).mean() / 4
+        shared = {"statistic": name, "odd_share": odd / (odd + pairs[..., 0].var(ddof=1))}
+        means = [table, pairs, parts.mean(2), table.mean(1, keepdims=True)]
+        for label, unit, members in zip(designs(points), means, (1, 2, half, points), strict=True):
+            for row in _levels(unit, [members * cost for cost in costs]):
+                efficiency = plain * costs[0] / (row["variance"] * row["cost"])
+                rows.append(shared | {"design": label, "efficiency": efficiency} | row)
+    if level is None:
+        return pd.DataFrame(rows)
+
+    def logarithms(drawn: np.ndarray) -> np.ndarray:
+        return np.log(candidates(*(part.isel(unit=drawn) for part in tables))["efficiency"].to_numpy())
+
+    _, low, high = np.exp(jackknife(logarithms, fine.sizes["unit"], level))
+    return pd.DataFrame(rows).assign(low=low, high=high)
+
+
+def _levels(means: np.ndarray, costs: list[float]) -> list[dict[str, float]]:
+    """Return `levels, variance, cost` of one unit from means `(unit, k, level)`: fine alone, then both levels."""
+    covariance = np.atleast_2d(np.cov(means.reshape(-1, len(costs)).T))
+    rows, fine = [{"levels": 1, "variance": covariance[0, 0], "cost": costs[0]}], covariance[0, 0]
+    for cost in costs[1:]:
+        best = controls.best_allocation(covariance, *costs)
+        b, ratio = best["coefficient"], min(max(best["coarse_units_per_fine"], 1), 1000)
+        row = {"levels": 2, "variance": max(fine - b * covariance[0, 1], 0) + b**2 * covariance[1, 1] / ratio}
+        row |= {"cost": costs[0] + (1 + ratio) * cost, "coefficient": b, "coarse_units": ratio}
+        rows.append(row | {"correlation": covariance[0, 1] / (fine * covariance[1, 1]) ** 0.5})
+    return rows
+
+
+def _aims(half_width: float | Sequence[float], count: int) -> list[float]:
+    try:
+        aims = np.broadcast_to(np.asarray(half_width, float), count).tolist()
+    except (TypeError, ValueError):
+        aims = []
+    if not aims or not all(0 < aim < np.inf for aim in aims):
+        raise ValueError(f"half_width must be a positive number, or one for each of {count}; got {half_width!r}")
+    return aims
+
+
+def _size(table: pd.DataFrame, aims: dict[str, float] | None, left: int | None, level: float) -> pd.DataFrame:
+    """Return the table with `units`, `coarse_units`, `half_width` and `evaluations` of each row."""
+    quantile = functools.partial(stats.t.ppf, (1 + level) / 2)
+    if aims is not None:
+        aim = table["statistic"].map(aims)
+        needed = np.ceil(quantile(np.inf) ** 2 * table["variance"] / aim**2)
+        units = np.maximum(LEAST, needed.to_numpy()).astype(int)
+        while (short := quantile(units - 1) ** 2 * table["variance"] / units > aim**2).any():
+            units = units + short.to_numpy()
+    else:
+        units = (left // table["cost"]).astype(int)
+    half = quantile(np.maximum(units - 1, 1)) * (table["variance"] / np.maximum(units, 1)) ** 0.5
+    table = table.assign(units=units, half_width=half, evaluations=np.ceil(units * table["cost"]).astype(int))
+    if "coarse_units" in table:
+        table["coarse_units"] *= units
+    return table
+
+
+def _recommend(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
+    groups = table.groupby(["design", "levels"], sort=False)
+    if budget is None:
+        worst = groups["evaluations"].max()
+    else:
+        possible = groups["units"].min() >= LEAST
+        if not possible.any():
+            raise ValueError(f"the budget gives no design {LEAST} units beyond the pilot; got {budget}")
+        worst = -groups["efficiency"].min()[possible]
+    best = pd.Series(list(zip(table["design"], table["levels"], strict=True))) == worst.idxmin()
+    return table.assign(recommended=best.to_numpy())

@@ -1,0 +1,183 @@
+"""Plans against closed forms and against the runs that they plan; two stages against Stein's theorem."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+import antinb
+from antinb import controls, dataset, estimation, intervals, modes, noise, planning, statistics
+
+SHAPE = (1, 4, 4)
+BRIGHT, CONTRAST = statistics.brightness, statistics.contrast
+
+
+def run(design, statistic, seed, evaluations=20):
+    c = modes.to_modes(design.draw(SHAPE, seed=seed).astype(np.float64), SHAPE)
+    attrs = {"design": json.dumps(design.describe()), "seed": json.dumps(seed), "evaluations": str(evaluations)}
+    return xr.DataArray(statistic(c)[None], {"statistic": ["s"]}, ["statistic", "unit", "member"], attrs=attrs)
+
+
+def rough(c):
+    """An odd part of variance 1.09 and an even part of variance 0.5; products of far modes stay rough."""
+    return c[..., 0] + 0.3 * c[..., 9] + 0.5 * (c[..., 3] ** 2 - 1)
+
+
+def twin(c):
+    return rough(c) + 0.2 * (c[..., 12] ** 2 - 1) / 2**0.5
+
+
+PILOT = noise.sobol(500, 32, antithetic=True)
+
+
+def test_every_part_of_the_pilot_is_the_design_that_it_stands_for():
+    """Efficiencies read off one pilot agree with closed forms, or with runs of the designs themselves."""
+    table = planning.candidates(run(PILOT, rough, 0)).set_index("design")
+    assert table.index.tolist() == list(planning.designs(32))
+    assert table.loc["iid", "efficiency"] == pytest.approx(1)
+    np.testing.assert_allclose(table["odd_share"], 1.09 / 1.59, atol=0.02)
+    assert table.loc["antithetic", "efficiency"] == pytest.approx(1.59 / (2 * 0.5), rel=0.05)
+    for name, kind in planning.designs(32).items():
+        design = kind(2000)
+        variance = run(design, rough, 1).mean("member").var(ddof=1).item()
+        assert table.loc[name, "variance"] == pytest.approx(variance, rel=0.25), name
+        assert table.loc[name, "cost"] == 20 * design.members
+
+
+def test_two_levels_of_a_plan_are_those_of_an_allocation():
+    fine, coarse = run(PILOT, rough, 0), run(PILOT, twin, 0, 5)
+    found = planning.candidates(fine, coarse).query("levels == 2").set_index("design")
+    known = controls.allocation(fine, coarse).iloc[0]
+    row = found.loc["sobol(32, antithetic)"]
+    assert row["coefficient"] == pytest.approx(known["coefficient"])
+    assert row["coarse_units"] == pytest.approx(max(1, known["coarse_units_per_fine"]))
+    b, plain = 1.59 / 1.63, found.loc["iid"]
+    rest, moved = 1.59 - b * 1.59, b**2 * 1.63
+    known = 1.59 * 20 / ((rest * 25) ** 0.5 + (moved * 5) ** 0.5) ** 2
+    assert plain["efficiency"] == pytest.approx(known, rel=0.03)
+    assert plain["correlation"] == pytest.approx((1.59 / 1.63) ** 0.5, abs=0.005)
+    units = plain["variance"], plain["cost"]
+    assert 1.59 * 20 / np.prod(units) == pytest.approx(known, rel=0.03)
+
+
+def test_a_half_width_is_met_by_the_fewest_units_and_a_budget_is_kept(mixture_generator):
+    options = {"seed": 0, "units": 16, "points": 16}
+    aims = [0.002, 0.001]
+    table = planning.plan(mixture_generator, BRIGHT, CONTRAST, half_width=aims, **options)
+    t = stats.t.ppf(0.975, table["units"] - 1)
+    t_less = stats.t.ppf(0.975, table["units"] - 2)
+    variance = (table["half_width"] / t) ** 2 * table["units"]
+    wanted = table["statistic"].map(dict(zip(["brightness", "contrast"], aims, strict=True)))
+    assert (table["half_width"] <= wanted).all()
+    assert ((t_less**2 * variance / (table["units"] - 1) > wanted**2) | (table["units"] == 20)).all()
+    needed = table.groupby("design")["evaluations"].max()
+    assert table.loc[table["recommended"], "design"].unique().tolist() == [needed.idxmin()]
+    coarse = mixture_generator.with_(steps=2)
+    table = planning.plan(mixture_generator, BRIGHT, CONTRAST, budget=50_000, coarse=coarse, **options)
+    assert (table["evaluations"] + table["pilot_evaluations"] <= 50_000).all()
+    assert table["pilot_evaluations"].unique().tolist() == [16 * 16 * (10 + 2)]
+    assert ((table["low"] <= table["efficiency"]) & (table["efficiency"] <= table["high"])).all()
+    chosen = table[table["recommended"]]
+    worst = table[table["units"] >= 20].groupby(["design", "levels"])["efficiency"].min()
+    assert (chosen["design"].iloc[0], chosen["levels"].iloc[0]) == worst.idxmax()
+
+
+def test_the_planned_width_is_the_width_of_the_run(mixture_generator):
+    table = planning.plan(mixture_generator, BRIGHT, seed=0, half_width=0.003, units=64, points=16)
+    row = table[table["recommended"]].iloc[0]
+    design = planning.designs(16)[row["design"]](2 * int(row["units"]))
+    values = statistics.measure(antinb.sample(mixture_generator, design, seed=1, progress=False), BRIGHT)
+    found = estimation.interval(values).iloc[0]
+    half = (found["high"] - found["low"]) / 2
+    assert half * 2**0.5 == pytest.approx(row["half_width"], rel=0.35)
+
+
+def test_two_stages_stop_when_the_interval_is_narrow_enough(mixture_generator, tmp_path):
+    store, first = tmp_path / "run.zarr", noise.antithetic(20)
+    table = planning.run_until(
+        mixture_generator, first, BRIGHT, CONTRAST, half_width=[0.01, 0.004], seed=3, store=store
+    )
+    assert (table["high"] - table["low"] <= 2 * np.array([0.01, 0.004]) + 1e-12).all()
+    units = int(table["units"].iloc[0])
+    assert units > 20
+    values = statistics.measure(dataset.open(store), BRIGHT, CONTRAST)
+    assert values.sizes["unit"] == units
+    start = values.isel(unit=slice(20)).mean("member")
+    needed = (stats.t.ppf(0.975, 19) * start.std("unit", ddof=1).values / np.array([0.01, 0.004])) ** 2
+    assert units == np.ceil(needed).max()
+    np.testing.assert_allclose(table["estimate"], values.mean(["unit", "member"]))
+    assert table["evaluations"].tolist() == [units * 2 * 10] * 2
+    again = planning.run_until(mixture_generator, first, BRIGHT, CONTRAST, half_width=[0.01, 0.004], seed=3)
+    np.testing.assert_allclose(again["estimate"], table["estimate"], atol=1e-6)
+
+
+def test_a_run_that_would_cost_too_much_keeps_its_first_stage(mixture_generator, tmp_path):
+    store = tmp_path / "run.zarr"
+    with pytest.raises(ValueError, match=r"needs \d+ evaluations, \d+ units; most is 500$"):
+        planning.run_until(
+            mixture_generator, noise.antithetic(20), BRIGHT, half_width=0.001, seed=3, store=store, most=500
+        )
+    assert dataset.open(store).sizes["unit"] == 20
+
+
+def test_stein_covers_exactly_where_units_are_normal():
+    """A fixed N = 20 misses the wanted width; two stages meet it and cover, whatever the spread."""
+    rng = np.random.default_rng(0)
+    for spread in (0.5, 3.0):
+        found = estimation.coverage(spread * rng.standard_normal(50_000), 20, half_width=0.5, experiments=4000)
+        assert found["low"] <= 0.955
+        assert found["high"] >= 0.95
+        assert found["width"] <= 1
+    first = np.array([[0.0, 1, 2, 3], [0, 10, 20, 30]])
+    t = stats.t.ppf(0.975, 3)
+    known = np.ceil((t * first.std(1, ddof=1) / 2) ** 2).astype(int)
+    assert intervals.two_stage(first, 2.0, 0.95).tolist() == np.maximum(4, known).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "either half_width or budget; got 1, None, None"),
+        ({"half_width": 0.1, "budget": 10**6}, "either half_width or budget"),
+        ({"half_width": 0}, "half_width must be a positive number, or one for each of 1; got 0"),
+        ({"half_width": [0.1, 0.1]}, "one for each of 1"),
+        ({"half_width": float("nan")}, "half_width must be"),
+        ({"budget": 100}, "the pilot alone costs 640 evaluations; got a budget of 100"),
+        ({"budget": 700}, "the budget gives no design 20 units beyond the pilot; got 700"),
+        ({"budget": 10**5, "units": 4}, "the pilot's units must be an integer of at least 8; got 4"),
+        ({"budget": 10**5, "points": 12}, "must be a power of 2"),
+        ({"budget": 10**5, "level": 1}, "level must be a number from"),
+    ],
+)
+def test_bad_plans_are_one_line(settings, reason, mixture_generator):
+    options = {"seed": 0, "units": 8, "points": 8, **settings}
+    with pytest.raises(ValueError, match=reason) as error:
+        planning.plan(mixture_generator, BRIGHT, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_more_bad_plans_are_one_line(mixture_generator):
+    options = {"seed": 0, "units": 8, "points": 8, "budget": 10**5}
+    cases = [
+        (lambda: planning.plan(mixture_generator, **options), "statistics and either"),
+        (lambda: planning.plan(mixture_generator, BRIGHT, coarse=mixture_generator, **options), "evaluations an image"),
+        (
+            lambda: planning.plan(mixture_generator, statistics.event(BRIGHT, above=2.0), **options),
+            "brightness > 2 is constant",
+        ),
+        (lambda: planning.candidates(run(noise.antithetic(9), rough, 0)), "a pilot is a run of noise.sobol"),
+        (
+            lambda: planning.run_until(mixture_generator, noise.iid(19), BRIGHT, half_width=1, seed=0),
+            "first stage must be an integer of at least 20; got 19",
+        ),
+        (
+            lambda: planning.run_until(mixture_generator, noise.iid(20), BRIGHT, half_width=-1, seed=0),
+            "half_width must be a positive number",
+        ),
+    ]
+    for call, reason in cases:
+        with pytest.raises(ValueError, match=reason) as error:
+            call()
+        assert "\n" not in str(error.value)
