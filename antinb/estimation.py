@@ -212,7 +212,15 @@ def coverage(
     pools = pool if isinstance(pool, tuple) else (pool,)
     counts = [at_least(2, "units", count) for count in (units if isinstance(units, tuple) else (units,))]
     experiments = at_least(1, "experiments", experiments)
-    if method not in METHODS or len(counts) != len(pools) or (len(pools) > 1 and (method != "t" or half_width)):
+    if half_width is not None:
+        number("half_width", half_width, 1e-300, np.inf)
+    composite = len(pools) > 1 or half_width is not None
+    if (
+        method not in METHODS
+        or (composite and method != "t")
+        or len(counts) != len(pools)
+        or (half_width and counts[1:])
+    ):
         rule = f"method must be one of {METHODS}, 't' for several pools or two stages, with units for each pool"
         raise ValueError(f"{rule}; got {method!r}, {len(pools)} pools, units {units!r}")
     means = [np.asarray(part, float) for part in pools]

@@ -18,6 +18,7 @@ from scipy.stats import qmc
 from antinb import modes
 from antinb.checks import SEEDS, at_least, check_shape
 
+LEADING = 64
 BASES = ("pixel", "spectral", "learned")
 Uniforms = Callable[[np.random.Generator, int, int], np.ndarray]
 
@@ -189,7 +190,7 @@ def sobol(
     n: int,
     *,
     basis: str = "spectral",
-    leading: int = 64,
+    leading: int | None = None,
     antithetic: bool = False,
     direction: np.ndarray | None = None,
 ) -> Design:
@@ -203,28 +204,31 @@ def sobol(
         units: number of scramblings.
         n: points of a unit, a power of 2.
         basis: `"pixel"`, `"spectral"` or `"learned"`.
-        leading: number of Sobol coordinates, at most 21,201, the length of the tables; all if the noise has fewer.
+        leading: number of Sobol coordinates, at most 21,201, the length of the tables; None takes 64, or all
+            that the noise has.
         antithetic: whether half the points are drawn and the others are their negatives.
         direction: for the learned basis: a vector in the leading modes, of any length but 0.
 
     Raises:
         ValueError: if n (or n / 2) is not a power of 2, the basis is unknown, another argument is out
-            of its range or, when noise is drawn, the direction has more numbers than it.
+            of its range or, when noise is drawn, it has fewer coordinates than `leading` or the direction.
 
     Source: Owen, Scrambled net variance for integrals of smooth functions, Ann. Stat. 25 (1997);
         Jia et al., arXiv 2506.06185 (pixels); the spectral order is antinb's.
     """
-    leading = at_least(1, "leading", leading, qmc.Sobol.MAXDIM)
+    first = at_least(1, "leading", LEADING if leading is None else leading, qmc.Sobol.MAXDIM)
     points = at_least(1, "n", n) // (2 if antithetic else 1)
     if points < 2 or points & (points - 1) or points * (2 if antithetic else 1) != n:
         raise ValueError(f"n{' / 2' if antithetic else ''} must be a power of 2 and at least 2; got n = {n}")
 
     def uniforms(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
-        first = qmc.Sobol(min(leading, dimension), bits=30, rng=rng).random(count) + 2.0**-31
-        others = max(0, dimension - leading)
-        return np.hstack([first, qmc.LatinHypercube(others, rng=rng).random(count)]) if others else first
+        if leading is not None and leading > dimension:
+            raise ValueError(f"leading must be at most the noise's {dimension} coordinates; got {leading}")
+        even = qmc.Sobol(min(first, dimension), bits=30, rng=rng).random(count) + 2.0**-31
+        others = max(0, dimension - first)
+        return np.hstack([even, qmc.LatinHypercube(others, rng=rng).random(count)]) if others else even
 
-    return _quadrature("sobol", units, n, uniforms, basis, antithetic, direction, {"leading": leading})
+    return _quadrature("sobol", units, n, uniforms, basis, antithetic, direction, {"leading": first})
 
 
 def latin(

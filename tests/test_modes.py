@@ -161,6 +161,10 @@ def test_any_shape_of_noise(shape):
         (lambda: noise.sobol(2, 12), "n must be a power of 2 and at least 2; got n = 12"),
         (lambda: noise.sobol(2, 12, antithetic=True), "n / 2 must be a power of 2 and at least 2; got n = 12"),
         (lambda: noise.sobol(2, 8, leading=30_000), "leading must be an integer of at most 21201; got 30000"),
+        (
+            lambda: noise.sobol(2, 8, leading=17).draw((1, 4, 4), seed=0),
+            "leading must be at most the noise's 16 coordinates; got 17",
+        ),
         (lambda: noise.sobol(2, 8, basis="wavelet"), "basis must be one of .*; got 'wavelet'"),
         (lambda: noise.latin(2, 5, antithetic=True), "n must be even .* got 5"),
         (lambda: noise.latin(2, 1), "n must be an integer of at least 2; got 1"),

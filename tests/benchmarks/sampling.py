@@ -1,8 +1,7 @@
 """What sampling costs beyond the network: ratios within one run, each with its bound.
 
 Run `python tests/benchmarks/sampling.py` on an idle machine; it prints a table and exits with 1 if
-a bound is broken. The two sides of a ratio are timed in turn, the order changing from pair to pair;
-the ratio is the median over pairs.
+a bound is broken.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,33 +22,13 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from timing import Task, ratio, report, seconds
 
 import antinb
 from antinb import generators, noise
 
 STEPS, BATCH, PAIRS, SEED = 5, 32, 128, 0
 DESIGN = noise.antithetic(PAIRS)
-Task = Callable[[], object]
-
-
-def seconds(task: Task) -> float:
-    """Return the wall time of one call."""
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
-
-
-def ratio(task: Task, reference: Task, repeats: int) -> float:
-    """Return the median over pairs of the time of `task` over that of `reference`, after one call of each."""
-    task(), reference()
-    ratios = []
-    for repeat in range(repeats):
-        if repeat % 2:
-            below, above = seconds(reference), seconds(task)
-        else:
-            above, below = seconds(task), seconds(reference)
-        ratios.append(above / below)
-    return float(np.median(ratios))
 
 
 def sample(generator: generators.Generator) -> Task:
@@ -143,11 +121,7 @@ def main(repeats: int) -> None:
         ("peak memory, 10,000 less 1,000 stored pairs (MB)", peak_megabytes(10_000) - peak_megabytes(1000), 100.0),
     ]
     click.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}\n")
-    click.echo("| measured | value | bound |\n|---|---|---|")
-    for name, value, bound in rows:
-        click.echo(f"| {name} | {value:.3f} | {bound:g} |")
-    if any(value > bound for _, value, bound in rows):
-        raise SystemExit(1)
+    report(rows)
 
 
 if __name__ == "__main__":
