@@ -74,10 +74,11 @@ def plan(
         batch: images that the network sees at once.
 
     Returns:
-        Rows `statistic, design, levels, efficiency, low, high, odd_share, correlation, coefficient,
+        Rows `statistic, design, levels, efficiency, low, high, odd_share, smooth_share, correlation, coefficient,
         coarse_units, units, half_width, evaluations, pilot_evaluations, recommended`. `efficiency` is that of
         variance against independent draws at equal evaluations, with its jackknife interval over the pilot's units;
-        `correlation` that of the two levels' unit means; `designs(points)[design](units)` is the design.
+        `smooth_share` the share of an image's variance that plain Sobol points remove; `correlation` that of
+        the two levels' unit means; `designs(points)[design](units)` is the design.
 
     Raises:
         ValueError: unless one of `half_width` and `budget` is given, if the pilot alone spends the budget, no
@@ -174,7 +175,8 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
         level: of jackknife intervals `low, high` of the efficiency, over the units; None makes none.
 
     Returns:
-        Rows `statistic, odd_share, design, levels, efficiency, variance, cost, coefficient, coarse_units, correlation`:
+        Rows `statistic, odd_share, smooth_share, design, levels, efficiency, variance, cost, coefficient,
+        coarse_units, correlation`:
         variance and evaluations of one unit, which with two levels is a fine unit with its `coarse_units`.
 
     Raises:
@@ -194,6 +196,7 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
         pairs = parts.mean(1)
         odd = ((parts[:, 0, :, 0] - parts[:, 1, :, 0]) ** 2).mean() / 4
         shared = {"statistic": name, "odd_share": odd / (odd + pairs[..., 0].var(ddof=1))}
+        shared["smooth_share"] = max(0.0, 1 - half * parts[..., 0].mean(2).var(ddof=1) / plain)
         means = [table, pairs, parts.mean(2), table.mean(1, keepdims=True)]
         for label, unit, members in zip(designs(points), means, (1, 2, half, points), strict=True):
             for row in _levels(unit, [members * cost for cost in costs]):

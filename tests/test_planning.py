@@ -38,6 +38,7 @@ def test_every_part_of_the_pilot_is_the_design_that_it_stands_for():
     assert table.index.tolist() == list(planning.designs(32))
     assert table.loc["iid", "efficiency"] == pytest.approx(1)
     np.testing.assert_allclose(table["odd_share"], 1.09 / 1.59, atol=0.02)
+    np.testing.assert_allclose(table["smooth_share"], 1 - 1 / table.loc["sobol(16)", "efficiency"], atol=1e-12)
     assert table.loc["antithetic", "efficiency"] == pytest.approx(1.59 / (2 * 0.5), rel=0.05)
     for name, kind in planning.designs(32).items():
         design = kind(2000)
