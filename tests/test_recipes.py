@@ -1,48 +1,110 @@
 """A training that is stopped and started again goes on to the bit."""
 
+import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
 
 RECIPES = Path(__file__).parents[1] / "data" / "recipes"
 
 
+class Stopped(Exception):
+    """Stands for whatever ends a training early."""
+
+
 @pytest.fixture
-def recipe(monkeypatch):
+def recipes(monkeypatch):
+    """Import recipes by name, with a checkpoint every two steps of two images."""
     monkeypatch.syspath_prepend(RECIPES)
-    import fashion_ddpm
+    monkeypatch.setattr("training.BATCH", 2)
+    monkeypatch.setattr("training.EVERY", 2)
+    yield importlib.import_module
+    for path in RECIPES.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
-    yield fashion_ddpm
-    for name in ("fashion_ddpm", "images"):
-        sys.modules.pop(name)
+
+@pytest.fixture
+def data(tmp_path):
+    """Write a small data set of noise in the form of MNIST."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "test"):
+        arrays[f"{split}_images"] = random.integers(0, 256, (16, 28, 28), np.uint8)
+        arrays[f"{split}_labels"] = random.integers(0, 10, 16)
+    np.savez(tmp_path / "data.npz", **arrays)
+    return tmp_path / "data.npz"
 
 
-def test_a_resumed_training_equals_one_never_stopped(recipe, tmp_path):
-    def fresh():
-        network = recipe.build()
-        average = EMAModel(network.parameters(), decay=recipe.EMA, use_ema_warmup=True, power=0.75)
-        return network, torch.optim.AdamW(network.parameters(), recipe.RATE), average
+def stop_at(step, monkeypatch, training):
+    rate = training.Training.rate
 
-    def train(network, optimizer, average, steps):
-        for step in steps:
-            generator = torch.Generator().manual_seed(step)
-            clean = torch.randn(2, 1, 28, 28, generator=generator)
-            optimizer.zero_grad()
-            recipe.noise_loss(network, DDPMScheduler(1000), clean, generator)[1].backward()
-            optimizer.step()
-            average.step(network.parameters())
+    def stopping(self, steps):
+        if self.done == step:
+            raise Stopped
+        return rate(self, steps)
 
-    whole, first, second = fresh(), fresh(), fresh()
-    train(*whole, range(5))
-    train(*first, range(3))
-    recipe.save(tmp_path / "checkpoint.safetensors", *first, 3)
-    done = recipe.resume(tmp_path / "checkpoint.safetensors", *second)
-    train(*second, range(done, 5))
-    assert done == 3
-    assert all(map(torch.equal, whole[0].parameters(), second[0].parameters()))
-    assert all(map(torch.equal, whole[2].shadow_params, second[2].shadow_params))
-    assert not any(map(torch.equal, first[2].shadow_params, second[2].shadow_params))
+    monkeypatch.setattr(training.Training, "rate", stopping)
+
+
+def train_both(recipe, monkeypatch, folder, stop, steps, **options):
+    """Train once without a stop and once with one; return the two folders."""
+    options |= {"total": 2 * steps, "device": "cpu"}
+    recipe.train.callback(work=folder / "whole", **options)
+    with monkeypatch.context() as patch:
+        stop_at(stop, patch, recipe.training)
+        with pytest.raises(Stopped):
+            recipe.train.callback(work=folder / "halves", **options)
+    recipe.train.callback(work=folder / "halves", **options)
+    return folder / "whole", folder / "halves"
+
+
+def assert_equal(whole, halves):
+    one, other = (load_file(work / "checkpoint.safetensors") for work in (whole, halves))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (whole / "curve.csv").read_text() == (halves / "curve.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["fashion_ddpm", "fashion_rf", "mnist_vae"])
+def test_a_resumed_training_equals_one_never_stopped(name, recipes, data, tmp_path, monkeypatch):
+    assert_equal(*train_both(recipes(name), monkeypatch, tmp_path, stop=3, steps=5, data=data))
+
+
+def test_a_training_from_a_finished_pipeline_resumes_too(recipes, data, tmp_path, monkeypatch):
+    recipe = recipes("fashion_rf")
+    recipe.train.callback(data=data, work=tmp_path / "first", total=10, device="cpu")
+    start = tmp_path / "first" / "pipeline"
+    assert_equal(*train_both(recipe, monkeypatch, tmp_path, stop=9, steps=10, data=data, start=start))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "prefix"),
+    [
+        ("fashion_ddpm", "unet/diffusion_pytorch_model.safetensors", "ema."),
+        ("fashion_rf", "unet/diffusion_pytorch_model.safetensors", "ema."),
+        ("mnist_vae", "model.safetensors", "ema.decoder."),
+    ],
+)
+def test_what_is_written_is_the_average_in_half_precision(name, weights, prefix, recipes, data, tmp_path):
+    recipes(name).train.callback(data=data, work=tmp_path, total=6, device="cpu")
+    written, checkpoint = load_file(tmp_path / "pipeline" / weights), load_file(tmp_path / "checkpoint.safetensors")
+    assert written
+    assert all(torch.equal(value, checkpoint[prefix + key].half()) for key, value in written.items())
+
+
+def test_a_rectified_flow_that_knows_the_image_has_no_loss(recipes):
+    recipe = recipes("fashion_rf")
+    clean, seen = torch.rand(8, 1, 28, 28) * 2 - 1, []
+
+    def network(x, times, class_labels):
+        t = (times / 1000)[:, None, None, None]
+        seen.extend(class_labels.tolist())
+        return type("Output", (), {"sample": (x - clean) / t})
+
+    losses = recipe.loss(network, torch.Generator().manual_seed(0), clean, torch.arange(8))
+    assert max(losses) < 1e-8
+    assert all(label in (row, 10) for row, label in enumerate(seen))

@@ -10,6 +10,7 @@ from PIL import Image
 
 HUB = {
     "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "mnist": "ylecun/mnist",
     "cifar10": "uoft-cs/cifar10",
 }
 

@@ -1,0 +1,168 @@
+"""The training that the recipes share: resumable, with an average of the weights (EMA) and a trapezoid learning rate.
+
+Step `k` takes its batch and all else that is random from a generator seeded with `k`. A training stopped and
+started again so goes on from its last checkpoint with the very batches it would have seen, and a later,
+different `--images` moves only the decay at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import images
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+BATCH, RATE, WARMUP, DECAY, EMA, SEED, EVERY = 32, 1e-3, 500, 0.35, 0.9995, 0, 500
+
+Loss = Callable[[nn.Module, torch.Generator, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+start = click.option(
+    "--start", type=click.Path(exists=True, path_type=Path), default=None, help="pipeline to train further"
+)
+
+
+def options(total: int) -> Callable:
+    """Return a decorator that adds the options of every training; `total` is the default of `--images`."""
+    chain = (
+        click.option("--data", type=click.Path(path_type=Path), default=None, help="npz of images; else fetched"),
+        click.option("--work", type=click.Path(path_type=Path), required=True, help="folder of checkpoint and result"),
+        click.option("--images", "total", default=total, help="training images in all, with repeats"),
+        click.option("--device", default="cpu"),
+    )
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(chain):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def tensors(name: str, data: Path | None, split: str, rows: slice, device: str) -> tuple[Tensor, Tensor]:
+    """Return images of a data set in [-1, 1] and their labels."""
+    pixels, labels = (part[rows] for part in images.load(name, data, split))
+    return torch.from_numpy(images.scaled(pixels)).to(device), torch.from_numpy(labels).to(device)
+
+
+class Training:
+    """A network with its optimizer and EMA; `done` counts its steps, `origin` those that came with `--start`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-4)
+        self.ema = EMAModel(network.parameters(), decay=EMA, use_ema_warmup=True, power=0.75)
+        self.origin = self.done = 0
+        self.names = [name for name, _ in network.named_parameters()]
+
+    def start_from(self, folder: Path) -> None:
+        """Take the weights and the count of steps of a finished pipeline."""
+        self.network.load_state_dict(type(self.network).from_pretrained(folder / "unet").state_dict())
+        for value, shadow in zip(self.network.parameters(), self.ema.shadow_params, strict=True):
+            shadow.data.copy_(value.data)
+        self.origin = self.done = json.loads((folder / "training.json").read_text())["images"] // BATCH
+        self.ema.optimization_step = self.done
+
+    def save(self, path: Path) -> None:
+        """Write network, optimizer moments and EMA to one safetensors file, in place of the last."""
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            state |= {f"{key}.{self.names[index]}": value for key, value in moments.items()}
+        state |= {f"ema.{name}": value for name, value in zip(self.names, self.ema.shadow_params, strict=True)}
+        partial = path.with_suffix(".partial")
+        save_file({key: value.contiguous() for key, value in state.items()}, partial, {"step": str(self.done)})
+        os.replace(partial, path)
+
+    def resume(self, path: Path) -> None:
+        """Restore what `save` wrote."""
+        with safe_open(path, "pt") as file:
+            saved, step = {key: file.get_tensor(key) for key in file.keys()}, int(file.metadata()["step"])
+        self.network.load_state_dict({name: saved[f"network.{name}"] for name in self.network.state_dict()})
+        state, keys = self.optimizer.state_dict(), ("step", "exp_avg", "exp_avg_sq")
+        state["state"] = {i: {key: saved[f"{key}.{name}"] for key in keys} for i, name in enumerate(self.names)}
+        self.optimizer.load_state_dict(state)
+        for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
+            shadow.data.copy_(saved[f"ema.{name}"])
+        self.done = self.ema.optimization_step = step
+
+    def rate(self, steps: int) -> float:
+        """Return the learning rate of the next of `steps` steps: up, level, and down at the end."""
+        up, down = self.done + 1 - self.origin, (steps - self.done) / (DECAY * (steps - self.origin))
+        return RATE * min(1, up / WARMUP, down)
+
+    def step(self, loss: Loss, data: tuple[Tensor, Tensor], steps: int) -> float:
+        """Take the next of `steps` steps and return the loss to report."""
+        generator = torch.Generator().manual_seed(self.done)
+        rows = torch.randint(0, len(data[0]), (BATCH,), generator=generator)
+        reported, minimised = loss(self.network, generator, *(part[rows] for part in data))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(steps)
+        self.optimizer.zero_grad()
+        minimised.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.step(self.network.parameters())
+        self.done += 1
+        return reported.item()
+
+    @torch.no_grad()
+    def validate(self, loss: Loss, held_out: tuple[Tensor, Tensor]) -> float:
+        """Return the loss of the EMA weights on held-out images, always with the same noise."""
+        self.ema.store(self.network.parameters())
+        self.ema.copy_to(self.network.parameters())
+        value = loss(self.network, torch.Generator().manual_seed(-1), *held_out)[0].item()
+        self.ema.restore(self.network.parameters())
+        return value
+
+
+def fit(
+    network: nn.Module,
+    loss: Loss,
+    name: str,
+    *,
+    data: Path | None,
+    work: Path,
+    total: int,
+    device: str,
+    start: Path | None = None,
+    validation: slice = slice(1000),
+) -> Path:
+    """Train the network on a data set, give it its EMA weights and return the folder WORK/pipeline.
+
+    `loss(network, generator, images, labels)` returns the loss to report and the loss to minimise; `validation`
+    picks the test images to validate on; the rest are the options. The folder then holds `training.json`, the
+    recipe adds the weights.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    train = tensors(name, data, "train", slice(None), device)
+    held_out = tensors(name, data, "test", validation, device)
+    training, checkpoint, steps = Training(network.to(device)), work / "checkpoint.safetensors", total // BATCH
+    if start:
+        training.start_from(start)
+    if checkpoint.exists():
+        training.resume(checkpoint)
+    first, losses, started = training.done, [], time.monotonic()
+    while training.done < steps:
+        losses.append(training.step(loss, train, steps))
+        if training.done % EVERY == 0 or training.done == steps:
+            row = [training.done, training.done * BATCH, sum(losses) / len(losses), training.validate(loss, held_out)]
+            with (work / "curve.csv").open("a", newline="") as file:
+                csv.writer(file).writerow(row)
+            speed = (training.done - first) * BATCH / (time.monotonic() - started)
+            click.echo(f"step {row[0]}/{steps} train {row[2]:.4f} held out {row[3]:.4f}, {speed:.0f} images/s")
+            losses.clear()
+            training.save(checkpoint)
+    training.ema.copy_to(network.parameters())
+    folder = work / "pipeline"
+    folder.mkdir(exist_ok=True)
+    (folder / "training.json").write_text(json.dumps({"images": training.done * BATCH, "batch": BATCH, "ema": EMA}))
+    return folder
