@@ -50,7 +50,7 @@ def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
         ValueError: if the two are of different runs, a value is undefined, or the features are more than a
             tenth of the units.
     """
-    y, x = _unit_means(values, known)
+    y, x = _fitted_unit_means(values, known)
     return _coefficients(values, known, _fit(y, x))
 
 
@@ -102,12 +102,17 @@ def regression(
     Source: Lavenberg and Welch, Management Science 27 (1981), 322-335; folds as in cross-fitting.
     """
     folds = at_least(2, "folds", folds)
-    y, x = _unit_means(values, known)
+    y, x = (_unit_means if fixed is not None else _fitted_unit_means)(values, known)
     if fixed is not None:
         if fixed.attrs["seed"] == values.attrs["seed"]:
             raise ValueError(
                 f"fixed coefficients come from a pilot of another seed; got {fixed.attrs['seed']} for both"
             )
+        for dim, table in (("statistic", values), ("feature", known)):
+            if fixed[dim].values.tolist() != table[dim].values.tolist():
+                raise ValueError(
+                    f"fixed coefficients are of the same {dim}s in the same order; got {fixed[dim].values}"
+                )
         beta = np.broadcast_to(fixed.values, (len(x), *fixed.shape))
     else:
         fold = np.arange(len(x)) % min(folds, len(x))
@@ -145,10 +150,13 @@ def two_level(
     Source: Giles, Multilevel Monte Carlo path simulation, Operations Research 56 (2008).
     """
     number("level", level, *LEVELS)
-    b = number("coefficient", coefficient, -np.inf, np.inf)
-    costs = two_costs(fine, coarse)
-    if evaluations(many) != costs[1] * many.sizes["unit"] * many.sizes["member"]:
-        raise ValueError(f"the many units are of the coarse sampler, {costs[1]} evaluations an image; got another cost")
+    b = number("coefficient", coefficient, -1e9, 1e9)
+    two_costs(fine, coarse)
+    same = set(coarse.attrs) - {"seed", "design", "batch", "threads", "versions", "config_hash"}
+    for key in sorted(same | {"condition"}):
+        if many.attrs.get(key) != coarse.attrs.get(key):
+            found = f"their {key} is {coarse.attrs.get(key)} and {many.attrs.get(key)}"
+            raise ValueError(f"the many units are of the coarse sampler itself; {found}")
     if many.attrs["seed"] == fine.attrs["seed"]:
         raise ValueError(f"the many coarse units need another seed than the fine ones; got {many.attrs['seed']}")
     rows = []
@@ -241,14 +249,20 @@ def _coefficients(values: xr.DataArray, known: xr.DataArray, beta: np.ndarray) -
     return xr.DataArray(beta, coords, ["statistic", "feature"], attrs={"seed": values.attrs["seed"]})
 
 
+def _fitted_unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_unit_means` does, refusing more features than can be fitted to the units."""
+    y, x = _unit_means(values, known)
+    if x.shape[1] > len(x) / 10:
+        raise ValueError(f"features are at most a tenth of the units, {len(x) // 10} here; got {x.shape[1]}")
+    return y, x
+
+
 def _unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
     """Return unit means `(unit, statistic)` and `(unit, feature)` after the checks that both functions share."""
     _same_noise(values, known)
     names = values["statistic"].values.tolist()
     y = np.stack([defined(values, name).mean(-1) for name in names], 1)
     x = known.transpose("unit", "member", "feature").values.mean(1)
-    if x.shape[1] > len(x) / 10:
-        raise ValueError(f"features are at most a tenth of the units, {len(x) // 10} here; got {x.shape[1]}")
     return y, x
 
 

@@ -234,7 +234,8 @@ def coverage(
         size = min(block, experiments - start)
         drawn = [part[rng.integers(len(part), size=(size, count))] for part, count in zip(means, counts, strict=True)]
         if half_width is not None:
-            low, high = _two_stage_intervals(drawn[0], means[0], half_width, level, rng)
+            found = [_two_stage_interval(part, means[0], half_width, level, rng) for part in drawn[0]]
+            low, high = np.transpose(found)
         else:
             low, high = skew_interval(drawn[0], level) if method == "skew" else welch_interval(drawn, level)
         covered += int(((low <= wanted) & (wanted <= high)).sum())
@@ -244,14 +245,14 @@ def coverage(
     return row | {"level": level, "method": method, "units": units, "experiments": experiments}
 
 
-def _two_stage_intervals(
-    first: np.ndarray, pool: np.ndarray, half_width: float, level: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    total, units = two_stage(first, half_width, level), first.shape[-1]
-    more = np.array([pool[rng.integers(len(pool), size=extra)].sum() for extra in total - units])
-    half = stats.t.ppf((1 + level) / 2, units - 1) * first.std(-1, ddof=1) / total**0.5
-    centre = (first.sum(-1) + more) / total
-    return centre - half, centre + half
+def _two_stage_interval(
+    means: np.ndarray, pool: np.ndarray, half_width: float, level: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    first = len(means)
+    while (half := two_stage(means, first, level)) > half_width:
+        total = max(len(means) + 1, int(np.ceil(len(means) * (half / half_width) ** 2)))
+        means = np.r_[means, pool[rng.integers(len(pool), size=total - len(means))]]
+    return means.mean() - half, means.mean() + half
 
 
 def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarray, np.ndarray, int]:

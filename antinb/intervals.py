@@ -64,18 +64,22 @@ def welch_interval(parts: list[np.ndarray], level: float) -> tuple[np.ndarray, n
     return centre - half, centre + half
 
 
-def two_stage(first: np.ndarray, half_width: float, level: float) -> np.ndarray:
-    r"""Return how many units in all give an interval no wider than wanted, first units `(..., n)` to integers `(...)`.
+def two_stage(means: np.ndarray, first: int, level: float) -> float:
+    r"""Return the half-width of the interval of all N unit means `(N,)`, of which the `first` n set the sample size.
 
-    `N = max(n, ceil((t_{n-1} s / h)^2))`, s the standard deviation of the first n unit means. The interval
-    `mean -+ t_{n-1} s / sqrt(N)` of all N then covers with the nominal level exactly if the units are normal.
+    `max(t_{n-1} s_n, t_{N-1} s_N) / sqrt(N)`. A run goes on to `N (half-width / h)^2` units until that is at
+    most h. With `s_n` alone, Stein's interval, it covers exactly if units are normal. Of chi-squared units
+    and 20 first ones nominal 95% cover about 88%, with `s_n` alone 87%: skewed units need a longer first stage.
+
+    Raises:
+        ValueError: if `first` is not from 2 to N.
 
     Source: Stein, A two-sample test for a linear hypothesis whose power is independent of the variance,
-        Ann. Math. Stat. 16 (1945), 243-258.
+        Ann. Math. Stat. 16 (1945), 243-258; the second look is antinb's.
     """
-    units = first.shape[-1]
-    needed = (stats.t.ppf((1 + level) / 2, units - 1) * first.std(-1, ddof=1) / half_width) ** 2
-    return np.maximum(units, np.ceil(needed)).astype(int)
+    parts = (means[: at_least(2, "first", first, len(means))], means)
+    spreads = [special.stdtrit(len(part) - 1, (1 + level) / 2) * part.std(ddof=1) for part in parts]
+    return float(max(spreads) / len(means) ** 0.5)
 
 
 def jackknife(estimator: Subset, units: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -56,9 +56,10 @@ def plan(
     variance V of a unit mean is taken, pooled over the pilot; with a coarse twin on the same noise, the
     (2, 2) covariance and from it the best use of two levels (`controls.allocation`).
 
-    A half-width h needs `N >= 20` units with `t_{N-1} sqrt(V / N) <= h`, a budget leaves the evaluations that
-    the pilot has not spent. Recommended is the design that needs the fewest evaluations for all half-widths, or
-    whose least efficiency over the statistics is highest, among those that the budget gives 20 units.
+    A half-width h needs `N >= 20` units with `t_{N-1} sqrt(V / N) <= h`, as far as the pilot knows V: the width
+    to be expected, which `run_until` makes sure of. A budget leaves the evaluations that the pilot has not
+    spent. Recommended is the design that needs the fewest evaluations for all half-widths, or whose least
+    efficiency over the statistics is highest, among those that the budget gives 20 units.
 
     Args:
         generator: from `antinb.load`.
@@ -105,7 +106,7 @@ def plan(
         else dict(zip(tables[0]["statistic"].values, _aims(half_width, len(asked)), strict=True))
     )
     table = _size(table, aims, left, level).assign(pilot_evaluations=spent)
-    return _recommend(table, budget).drop(columns=["variance", "cost"])
+    return _recommend(table, budget).drop(columns=["variance", "cost", "unit_cost", "coarse_cost"])
 
 
 def run_until(
@@ -120,11 +121,11 @@ def run_until(
     level: float = 0.95,
     batch: int = 64,
 ) -> pd.DataFrame:
-    r"""Sample a design until the interval of every statistic is narrow enough, in two stages.
+    r"""Sample a design until the interval of every statistic is narrow enough.
 
-    The first stage's n unit means have the standard deviations s; the run is then extended to the largest of
-    `N = max(n, (t_{n-1} s / h)^2)` units. The interval `mean -+ t_{n-1} s / sqrt(N)` is no wider than wanted
-    and, of normal unit means, covers exactly as often as it says (`intervals.two_stage`).
+    The first stage has n units, with standard deviations `s_n`; the run is extended to `N` units until
+    `max(t_{n-1} s_n, t_{N-1} s_N) / sqrt(N)` is at most the half-width wanted, and that is the interval's
+    (`intervals.two_stage`; usually two stages do).
 
     Args:
         generator: from `antinb.load`.
@@ -134,7 +135,7 @@ def run_until(
         seed: of the run.
         most: network evaluations that it may cost; None is no limit.
         condition: one class for all units.
-        store: path of the run, kept; None keeps no images.
+        store: path of the run, new or one to go on with; None keeps no images.
         level: of the intervals.
         batch: images that the network sees at once.
 
@@ -148,22 +149,25 @@ def run_until(
     number("level", level, *LEVELS)
     at_least(LEAST, "the units of the first stage", first.units)
     aims = _aims(half_width, len(asked))
+    if most is not None:
+        at_least(1, "most", most, 2**63)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run.zarr" if store is None else store
         options = {"seed": seed, "condition": condition, "store": place, "batch": batch, "progress": False}
-        found = measure(sample(generator, first, **options), *asked)
-        rows = estimation.interval(found, level=level)
-        means = np.stack([defined(found, name).mean(1) for name in rows["statistic"]])
-        units = int(max(two_stage(means[k], aim, level) for k, aim in enumerate(aims)))
-        cost = evaluations(found) // first.units * units
-        if most is not None and cost > most:
-            raise ValueError(f"the half-width needs {cost} evaluations, {units} units; most is {most}")
-        found = measure(sample(generator, replace(first, units=units), **options), *asked)
-    se = means.std(1, ddof=1) / units**0.5
-    centre = found.mean(["unit", "member"]).values
-    half = stats.t.ppf((1 + level) / 2, first.units - 1) * se
-    rows = rows.assign(estimate=centre, low=centre - half, high=centre + half, method="two stages", units=units, se=se)
-    return rows.assign(evaluations=evaluations(found)).drop(columns="dropped")
+        stored = xr.open_zarr(place, consolidated=False).sizes["unit"] if Path(place).exists() else 0
+        units, needed = 0, max(first.units, stored)
+        while needed > units:
+            units = needed
+            cost = units * first.members * generator.evaluations
+            if most is not None and cost > most:
+                raise ValueError(f"the half-width needs {cost} evaluations, {units} units; most is {most}")
+            found = measure(sample(generator, replace(first, units=units), **options), *asked)
+            rows = estimation.interval(found, level=level)
+            half = np.array([two_stage(defined(found, name).mean(1), first.units, level) for name in rows["statistic"]])
+            needed = int(np.ceil(units * min(max(half / aims), 1e9) ** 2))
+    low, high, df = rows["estimate"] - half, rows["estimate"] + half, first.units - 1
+    se = half / stats.t.ppf((1 + level) / 2, df)
+    return rows.assign(low=low, high=high, method="two stages", se=se, df=df).drop(columns="dropped")
 
 
 def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level: float | None = None) -> pd.DataFrame:
@@ -215,13 +219,18 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
 def _levels(means: np.ndarray, costs: list[float]) -> list[dict[str, float]]:
     """Return `levels, variance, cost` of one unit from means `(unit, k, level)`: fine alone, then both levels."""
     covariance = np.atleast_2d(np.cov(means.reshape(-1, len(costs)).T))
-    rows, fine = [{"levels": 1, "variance": covariance[0, 0], "cost": costs[0]}], covariance[0, 0]
+    fine, unset = covariance[0, 0], {"coarse_units": np.nan, "coarse_cost": np.nan}
+    rows = [{"levels": 1, "variance": fine, "cost": costs[0], "unit_cost": costs[0], **unset}]
     for cost in costs[1:]:
-        best = controls.best_allocation(covariance, *costs)
+        best = {"coefficient": 0.0, "coarse_units_per_fine": 1.0}
+        if covariance[1, 1] > 0:  # a rare event may not happen in the pilot's coarse images
+            best = controls.best_allocation(covariance, *costs)
         b, ratio = best["coefficient"], min(max(best["coarse_units_per_fine"], 1), 1000)
         row = {"levels": 2, "variance": max(fine - b * covariance[0, 1], 0) + b**2 * covariance[1, 1] / ratio}
         row |= {"cost": costs[0] + (1 + ratio) * cost, "coefficient": b, "coarse_units": ratio}
-        rows.append(row | {"correlation": covariance[0, 1] / (fine * covariance[1, 1]) ** 0.5})
+        row |= {"unit_cost": costs[0] + cost, "coarse_cost": cost}
+        spread = (fine * covariance[1, 1]) ** 0.5
+        rows.append(row | {"correlation": covariance[0, 1] / spread if spread > 0 else np.nan})
     return rows
 
 
@@ -249,14 +258,15 @@ def _size(table: pd.DataFrame, aims: dict[str, float] | None, left: int | None, 
     half = quantile(np.maximum(units - 1, 1)) * (table["variance"] / np.maximum(units, 1)) ** 0.5
     table = table.assign(units=units, half_width=half, evaluations=np.ceil(units * table["cost"]).astype(int))
     if "coarse_units" in table:
-        table["coarse_units"] *= units
+        table["coarse_units"] = np.ceil(table["coarse_units"] * units)
     return table
 
 
 def _recommend(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
     groups = table.groupby(["design", "levels"], sort=False)
     if budget is None:
-        worst = groups["evaluations"].max()
+        most = groups[["units", "unit_cost", "coarse_units", "coarse_cost"]].max().fillna(0)
+        worst = most["units"] * most["unit_cost"] + most["coarse_units"] * most["coarse_cost"]
     else:
         possible = groups["units"].min() >= LEAST
         if not possible.any():

@@ -81,10 +81,13 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     kept: an undefined value is for the reader to count. A lazy run is read chunk by chunk.
 
     Raises:
-        ValueError: if no statistic is given or one does not return a value an image.
+        ValueError: if no statistic is given, two have one name or one does not return a value an image.
     """
     if not statistics:
         raise ValueError("measure needs at least one statistic, such as antinb.statistics.brightness")
+    names = [statistic.__name__ for statistic in statistics]
+    if len(set(names)) < len(names):
+        raise ValueError(f"statistics need names of their own; got {names}")
     low, high = json.loads(data["image"].attrs["range"])
 
     def kernel(images: np.ndarray) -> np.ndarray:
@@ -106,7 +109,6 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
         output_dtypes=[np.float64],
         dask_gufunc_kwargs={"output_sizes": {"statistic": len(statistics)}},
     )
-    names = [statistic.__name__ for statistic in statistics]
     values = values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
     return values.assign_attrs(data.attrs)
 

@@ -66,9 +66,8 @@ def test_regression_keeps_the_mean_and_its_intervals_cover(pilot):
         known = controls.features(first, SHAPE, seed=10**6, leading=2)
         fixed = controls.coefficients(run(first, rough, 10**6), known)
     for seed in range(400):
-        known = controls.features(design, SHAPE, seed=seed, leading=2).isel(feature=slice(None if units > 30 else 2))
-        beta = None if fixed is None else fixed.isel(feature=slice(2))
-        row = estimation.interval(controls.regression(run(design, rough, seed), known, fixed=beta)).iloc[0]
+        known = controls.features(design, SHAPE, seed=seed, leading=2)
+        row = estimation.interval(controls.regression(run(design, rough, seed), known, fixed=fixed)).iloc[0]
         covered += row["low"] <= TRUTH <= row["high"]
         estimates.append(row["estimate"])
     assert stats.binomtest(covered, 400, 0.95).pvalue > 1e-3
@@ -142,7 +141,7 @@ def test_the_allocation_predicts_what_two_levels_save():
 
 def test_two_levels_of_a_sampler_agree_with_the_fine_one(mixture_generator):
     options = {"progress": False}
-    twin, pairs = mixture_generator.with_(steps=3), noise.antithetic(40)
+    twin, pairs = mixture_generator.with_(steps=1), noise.antithetic(40)
     arms = [
         statistics.measure(antinb.sample(model, design, seed=seed, **options), statistics.brightness)
         for model, design, seed in (
@@ -154,11 +153,16 @@ def test_two_levels_of_a_sampler_agree_with_the_fine_one(mixture_generator):
     ]
     two, long = controls.two_level(*arms[:3]).iloc[0], estimation.interval(arms[3]).iloc[0]
     assert abs(two["estimate"] - long["estimate"]) < 4 * np.hypot(two["se"], long["se"])
+    biased = estimation.interval(arms[2]).iloc[0]["estimate"]
+    assert abs(biased - long["estimate"]) > 8 * np.hypot(two["se"], long["se"])
 
 
 DESIGN = noise.iid(30)
 VALUES = run(DESIGN, squares, 0)
 COARSE = run(DESIGN, squares, 0, 5)
+FIXED = controls.coefficients(
+    run(noise.iid(30), squares, 9), controls.features(noise.iid(30), SHAPE, seed=9, leading=1)
+)
 KNOWN = controls.features(DESIGN, SHAPE, seed=0, leading=1)
 
 
@@ -189,9 +193,21 @@ KNOWN = controls.features(DESIGN, SHAPE, seed=0, leading=1)
             lambda: controls.two_level(VALUES, VALUES, COARSE),
             "fewer evaluations an image than the fine one's 20; got 20",
         ),
-        (lambda: controls.two_level(VALUES, COARSE, run(DESIGN, squares, 1)), "coarse sampler, 5 evaluations an image"),
+        (
+            lambda: controls.two_level(VALUES, COARSE, run(DESIGN, squares, 1)),
+            "of the coarse sampler itself; their evaluations is 5 and 20",
+        ),
         (lambda: controls.allocation(VALUES, COARSE * 0), "units that differ on both levels"),
         (lambda: controls.allocation(VALUES, VALUES), "fewer evaluations"),
+        (
+            lambda: controls.two_level(VALUES, COARSE, run(DESIGN, squares, 1, 5).assign_attrs(condition="3")),
+            "of the coarse sampler itself; their condition is None and 3",
+        ),
+        (
+            lambda: controls.regression(VALUES, KNOWN, fixed=FIXED.assign_coords(feature=["mode 3^2"])),
+            "of the same features in the same order",
+        ),
+        (lambda: controls.two_level(VALUES, COARSE, COARSE, coefficient=np.inf), "coefficient must be a number"),
         (lambda: controls.direction(VALUES, noise.iid(30), SHAPE, leading=4), "leading must be .* at most 3; got 4"),
         (lambda: controls.direction(VALUES, noise.antithetic(30), SHAPE), "one statistic and its own design"),
     ],
