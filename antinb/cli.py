@@ -71,7 +71,8 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 @click.option("--k", type=int, help="Members of a simplex unit.")
 @click.option("--seed", required=True, type=int)
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
-@click.option("--scheduler", type=click.Choice(["ddim", "ddpm", "dpmsolver++"]))
+@click.option("--scheduler", type=click.Choice(["ddim", "ddpm", "dpmsolver++", "euler", "heun"]))
+@click.option("--condition", type=int, help="One class for all units, of a conditional model.")
 @click.option("--batch", default=64, show_default=True)
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Zarr store: new, or a run to go on with."
@@ -84,6 +85,7 @@ def sample(
     seed: int,
     steps: int | None,
     scheduler: str | None,
+    condition: int | None,
     batch: int,
     store: Path,
 ) -> None:
@@ -95,7 +97,7 @@ def sample(
     try:
         chosen = getattr(noise, design)(units, *([] if k is None else [k]))
         generator = zoo.load(model, steps=steps, scheduler=scheduler)
-        sampling.sample(generator, chosen, seed=seed, store=store, batch=batch)
+        sampling.sample(generator, chosen, seed=seed, condition=condition, store=store, batch=batch)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -24,10 +24,10 @@ from antinb.checks import check_shape, number
 from antinb.draws import StepNoise, supply
 from antinb.exact import Mixture
 from antinb.fingerprint import module_hash, tensors_hash
+from antinb.integrator import Integrator, Network, Step
 
 SCHEDULERS = ("ddim", "ddpm", "dpmsolver++")
 
-NoisePrediction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
 
 
@@ -80,7 +80,7 @@ def make_scheduler(config: Mapping[str, object], name: str = "ddim", *, clip: bo
 
 
 @dataclass(frozen=True, eq=False)
-class Diffusion:
+class Diffusion(Integrator):
     """A noise-prediction network and the scheduler that integrates it.
 
     One DDIM step is `x <- sqrt(abar') x0 + sqrt(1 - abar' - s^2) e + s w` with `e = predict_noise(x, t)`,
@@ -104,7 +104,8 @@ class Diffusion:
         identity: name and sha256 of the weights, for the record.
     """
 
-    network: NoisePrediction
+    settings = ("steps", "scheduler", "clip", "eta", "guidance", "compile")
+    network: Network
     config: Mapping[str, object]
     shape: tuple[int, ...]
     like: torch.Tensor
@@ -120,43 +121,26 @@ class Diffusion:
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
         levels = self.levels
-        most = levels - 1 if self.scheduler == "dpmsolver++" else levels
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= most:
-            raise ValueError(f"steps must be an integer from 1 to {most}; got {self.steps!r}")
+        self._check(levels - 1 if self.scheduler == "dpmsolver++" else levels)
         if max(self.timesteps) >= levels:
             raise ValueError(
                 f"{self.steps} steps start at level {max(self.timesteps)}; the model has 0 to {levels - 1}"
             )
-        for name, value, wanted in (("clip", self.clip, (True, False, None)), ("compile", self.compile, (True, False))):
-            if not any(value is choice for choice in wanted):
-                raise ValueError(f"{name} must be one of {wanted}; got {value!r}")
+        if not (self.clip is None or isinstance(self.clip, bool)):
+            raise ValueError(f"clip must be True, False or None; got {self.clip!r}")
         number("eta", self.eta, 0, 1)
-        number("guidance", self.guidance, 0, 1e6)
         if self.eta and self.scheduler != "ddim":
             raise ValueError(f"eta belongs to the scheduler 'ddim'; got eta={self.eta!r} with {self.scheduler!r}")
-        if self.guidance != 1 and self.null is None:
-            raise ValueError(f"guidance needs a conditional model with a null class; got guidance={self.guidance!r}")
 
     @property
     def evaluations(self) -> int:
         """Network calls for one image."""
-        return self.steps if self.guidance == 1 else 2 * self.steps
+        return self.steps * self.calls
 
     @property
     def levels(self) -> int:
         """Noise levels that the model knows, counted from 0, the data."""
         return len(self._fresh_scheduler.alphas_cumprod)
-
-    def with_(self, **settings: object) -> Diffusion:
-        """Return the same network with other `steps, scheduler, clip, eta, guidance, compile`; None keeps what is.
-
-        Raises:
-            ValueError: for another setting, or one out of its range.
-        """
-        unknown = set(settings) - {"steps", "scheduler", "clip", "eta", "guidance", "compile"}
-        if unknown:
-            raise ValueError(f"the generator has no setting {min(unknown)!r}")
-        return replace(self, **{key: value for key, value in settings.items() if value is not None})
 
     def predict_noise(
         self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None = None
@@ -167,41 +151,7 @@ class Diffusion:
             ValueError: if `x` or the network's output has another shape, or guidance lacks a condition.
         """
         check_noise(x, self.shape)
-        if self.guidance == 1:
-            return self._predict(x, t, condition)
-        if condition is None:
-            raise ValueError(f"guidance needs a condition; got None with guidance={self.guidance!r}")
-        classes = torch.cat([condition, torch.full_like(condition, self.null)])
-        towards, free = self._predict(torch.cat([x, x]), t, classes).chunk(2)
-        return free + self.guidance * (towards - free)
-
-    def generate(
-        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the images of the noise, `(B, C, H, W)` to the same, unclipped.
-
-        Raises:
-            ValueError: if the noise or the network's output has another shape, or a stochastic
-                sampler is given no `draw`.
-        """
-        for *_, following in self._run(noise, draw, condition):
-            images = following
-        return images
-
-    def trajectory(
-        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the images and, `(B, steps, C, H, W)` each, the `state` before each step and its `predicted_noise`.
-
-        Raises:
-            ValueError: as `generate`.
-        """
-        states, predicted = [], []
-        for state, eps, following in self._run(noise, draw, condition):
-            states.append(state)
-            predicted.append(eps)
-            images = following
-        return images, {"state": torch.stack(states, 1), "predicted_noise": torch.stack(predicted, 1)}
+        return self._guided(x, t, condition)
 
     @property
     def timesteps(self) -> list[int]:
@@ -214,25 +164,14 @@ class Diffusion:
         """Return model, weights, scheduler and its settings, steps, network calls and clipping, for the record."""
         settings = self._scheduler().config
         return {
-            **self.identity,
-            "shape": list(self.shape),
-            "scheduler": self.scheduler,
-            "steps": self.steps,
+            **self._record(),
             "eta": self.eta,
-            "guidance": self.guidance,
-            "evaluations": self.evaluations,
             "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
             "clip_sample": settings["clip_sample"],
-            "clip_image": False,
-            "dtype": str(self.like.dtype).removeprefix("torch."),
-            "compile": self.compile,
         }
 
     @torch.no_grad()
-    def _run(
-        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield the state, the predicted noise and the next state of each step."""
+    def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
         scheduler, numbers = self._scheduler(), itertools.count(1)
         scheduler.set_timesteps(self.steps)
         stochastic = self.scheduler == "ddpm" or self.eta > 0
@@ -244,16 +183,6 @@ class Diffusion:
                 following = step(eps, t, x).prev_sample
             yield x, eps, following
             x = following
-
-    def _predict(self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        noise = self._compiled(x, torch.as_tensor(t, device=x.device), condition)
-        if noise.shape != x.shape:
-            raise ValueError(f"the network must return noise of shape {tuple(x.shape)}; got {tuple(noise.shape)}")
-        return noise
-
-    @cached_property
-    def _compiled(self) -> NoisePrediction:
-        return torch.compile(self.network, options={"freezing": True}) if self.compile else self.network
 
     @cached_property
     def _fresh_scheduler(self) -> Scheduler:
@@ -274,31 +203,43 @@ def unet_shape(unet: UNet2DModel) -> tuple[int, ...]:
     return (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
 
-def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: object) -> Diffusion:
-    """Return the generator of a diffusers UNet, put in evaluation mode; `config` is its scheduler's.
+def unet_parts(unet: UNet2DModel, **identity: object) -> dict[str, object]:
+    """Return what a generator takes of a diffusers UNet, put in evaluation mode, by the names of its attributes.
 
     Of a conditional network the last class is taken for the null class of guidance.
 
     Raises:
-        ValueError: if the network does not return as many channels as it takes, or does not predict noise.
+        ValueError: if the network does not return as many channels as it takes.
     """
     settings = unet.config
     if settings.in_channels != settings.out_channels:
         raise ValueError(f"the UNet must return its {settings.in_channels} channels; got {settings.out_channels}")
-    conditional = settings.num_class_embeds is not None
+    classes = settings.num_class_embeds
     unet.eval()
 
     def network(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        if conditional != (condition is not None):
-            raise ValueError(f"the model {'needs' if conditional else 'takes no'} condition; got {condition!r}")
-        if conditional and not 0 <= condition.min() <= condition.max() < settings.num_class_embeds:
-            raise ValueError(f"the model has classes 0 to {settings.num_class_embeds - 1}; got {condition.tolist()}")
+        if (classes is None) != (condition is None):
+            raise ValueError(f"the model {'takes no' if classes is None else 'needs'} condition; got {condition!r}")
+        if condition is not None and not 0 <= condition.min() <= condition.max() < classes:
+            raise ValueError(f"the model has classes 0 to {classes - 1}; got {condition.tolist()}")
         return unet(x, t, class_labels=condition if condition is None else condition.to(x.device)).sample
 
-    null = settings.num_class_embeds - 1 if conditional else None
-    identity["network_sha256"] = module_hash(unet)
-    like = next(unet.parameters())
-    return Diffusion(network, config, unet_shape(unet), like, steps_of(config), null=null, identity=identity)
+    return {
+        "network": network,
+        "shape": unet_shape(unet),
+        "like": next(unet.parameters()),
+        "null": None if classes is None else classes - 1,
+        "identity": identity | {"network_sha256": module_hash(unet)},
+    }
+
+
+def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: object) -> Diffusion:
+    """Return the generator of a diffusers UNet that predicts noise; `config` is its scheduler's.
+
+    Raises:
+        ValueError: as `unet_parts`, or if the network does not predict noise.
+    """
+    return Diffusion(config=config, steps=steps_of(config), **unet_parts(unet, **identity))
 
 
 def from_mixture(

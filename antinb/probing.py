@@ -78,7 +78,7 @@ class Probe:
 
     def evaluations(self, predictions: int, trajectories: int) -> int:
         """Return the network calls of so many predicted noises and, where they are run, trajectories."""
-        calls = self.generator.evaluations // self.generator.steps
+        calls = self.generator.calls
         return predictions * calls + trajectories * self.generator.evaluations * self._trajectory
 
     def predict(self, states: np.ndarray, t: int) -> np.ndarray:

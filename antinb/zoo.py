@@ -15,8 +15,9 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 
-from antinb import generators, pipelines
+from antinb import decoders, flows, generators, pipelines
 from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
 
@@ -57,10 +58,10 @@ def load(
 
     Args:
         source: name of a shipped model (`antinb models` lists them), path of a diffusers folder with
-            `unet/` and `scheduler/`, a diffusers pipeline with a UNet, which is called as it is, or a
-            callable from noise `(B, *shape)` to images `(B, C, H, W)`.
+            `unet/` and `scheduler/` or of a VAE's with `config.json`, a diffusers pipeline with a UNet, which
+            is called as it is, or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
         steps: number of steps, 50 if None.
-        scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`.
+        scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`; of a flow `"euler"` (if None) or `"heun"`.
         clip: whether the predicted clean image is clipped to [-1, 1]; None keeps the model's own rule.
         eta: step noise of DDIM (or of the pipeline, if it takes one), from 0 to 1.
         guidance: scale of classifier-free guidance of a conditional model; 1 is none.
@@ -110,7 +111,7 @@ def load(
     return _folder(folder, place).with_(**given)
 
 
-def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> generators.Diffusion:
+def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> generators.Diffusion | flows.RectifiedFlow:
     """Return the generator of a shipped or stored UNet with fresh random weights: what its architecture does by itself.
 
     Raises:
@@ -123,7 +124,7 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> gen
         torch.manual_seed(seed)
         unet = UNet2DModel.from_config(settings)
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
-    return generators.from_unet(unet, config, **identity).with_(steps=steps)
+    return _from_unet(unet, config, **identity).with_(steps=steps)
 
 
 def mixture(name: str) -> Mixture:
@@ -170,7 +171,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder(folder: Path, device: torch.device) -> generators.Diffusion:
+def _folder(folder: Path, device: torch.device) -> generators.Diffusion | flows.RectifiedFlow | decoders.Decoder:
+    if (folder / "config.json").exists() and _config(folder, "config.json").get("kind") == "vae":
+        return _decoder(folder, device)
     config = _config(folder, "scheduler/scheduler_config.json")
     if (folder / "mixture.safetensors").exists():
         known, size, path = _mixture(folder, device)
@@ -179,22 +182,47 @@ def _folder(folder: Path, device: torch.device) -> generators.Diffusion:
     settings = _config(folder, "unet/config.json")
     if settings.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder.name}/unet must be a UNet2DModel; got {settings.get('_class_name')!r}")
-    unet = UNet2DModel.from_config(settings)
-    wanted, found = ({(name, value.shape) for name, value in state.items()} for state in (unet.state_dict(), tensors))
+    unet = _filled(UNet2DModel.from_config(settings), tensors, f"{folder.name}/unet", device)
+    return _from_unet(unet, config, model=folder.name, weights_sha256=_sha256(path))
+
+
+def _from_unet(
+    unet: UNet2DModel, config: dict[str, object], **identity: object
+) -> generators.Diffusion | flows.RectifiedFlow:
+    """Return the generator of a UNet by its scheduler: a flow's gives the velocity, any other's the noise."""
+    kind = flows if config.get("_class_name") == "FlowMatchEulerDiscreteScheduler" else generators
+    return kind.from_unet(unet, config, **identity)
+
+
+def _decoder(folder: Path, device: torch.device) -> decoders.Decoder:
+    settings = _config(folder, "config.json")
+    missing = {"latent", "width"} - set(settings)
+    if missing:
+        raise ValueError(f"{folder.name}/config.json lacks {min(missing)!r}")
+    path, tensors, _ = _tensors(folder, "model.safetensors", device)
+    network = _filled(decoders.decoder(settings["latent"], settings["width"]), tensors, folder.name, device)
+    return decoders.Decoder(network, settings["latent"], {"model": folder.name, "weights_sha256": _sha256(path)})
+
+
+def _filled(network: nn.Module, tensors: dict[str, torch.Tensor], name: str, device: torch.device) -> nn.Module:
+    """Return the network on its device with its weights, refusing those of another one."""
+    wanted, found = ({(key, value.shape) for key, value in state.items()} for state in (network.state_dict(), tensors))
     if wanted != found:
-        first = min(wanted ^ found)[0]
-        raise ValueError(f"{folder.name}/unet: weights and configuration differ, first in {first!r}")
-    unet.load_state_dict(tensors)
-    return generators.from_unet(unet.to(device).float(), config, model=folder.name, weights_sha256=_sha256(path))
+        raise ValueError(f"{name}: weights and configuration differ, first in {min(wanted ^ found)[0]!r}")
+    network.load_state_dict(tensors)
+    return network.to(device)
 
 
 def _config(folder: Path, name: str) -> dict[str, object]:
     try:
-        return json.loads((folder / name).read_text())
+        settings = json.loads((folder / name).read_text())
     except FileNotFoundError:
         raise ValueError(f"{folder.name!r} is no diffusers folder: it lacks {name}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder.name}/{name} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder.name}/{name} must hold a JSON object; got {settings!r}")
+    return settings
 
 
 def _tensors(folder: Path, name: str, device: torch.device) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:

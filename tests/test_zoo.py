@@ -1,5 +1,6 @@
 """Loading: what is shipped works from anywhere, and a wrong file is refused with the reason."""
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -8,11 +9,11 @@ import sys
 import pytest
 import torch
 from conftest import SHAPE, tiny_unet
-from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 import antinb
-from antinb import generators, zoo
+from antinb import decoders, flows, generators, noise, zoo
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -23,11 +24,31 @@ def folder(tmp_path):
     return tmp_path / "tiny"
 
 
+@pytest.fixture
+def flow_folder(tmp_path):
+    tiny_unet(num_class_embeds=3).save_pretrained(tmp_path / "flow" / "unet")
+    FlowMatchEulerDiscreteScheduler(1000, shift=2.0).save_pretrained(tmp_path / "flow" / "scheduler")
+    return tmp_path / "flow"
+
+
+@pytest.fixture
+def vae_folder(tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    save_file(decoders.decoder(5, 2).half().state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"kind": "vae", "latent": 5, "width": 2}))
+    return folder
+
+
 @pytest.mark.parametrize("name", list(zoo.registry()))
 def test_shipped_models_give_finite_images(name):
-    generator = antinb.load(name, steps=2)
-    images = generator.generate(torch.zeros(2, *generator.shape))
-    assert images.shape == (2, *generator.shape)
+    generator = antinb.load(name)
+    if "steps" in getattr(generator, "settings", ()):
+        generator = generator.with_(steps=2)
+    condition = None if getattr(generator, "null", None) is None else torch.tensor([0, generator.null])
+    images = generator.generate(torch.zeros(2, *generator.shape), condition=condition)
+    assert (images.ndim, len(images)) == (4, 2)
     assert images.isfinite().all()
     assert generator.describe()["model"] == name
     assert generator.describe()["weights_sha256"] in zoo.registry()[name]["files"].values()
@@ -51,6 +72,34 @@ def test_a_folder_is_loaded_like_a_shipped_model(folder):
 def test_half_precision_weights_run_in_single(folder):
     save_file({key: value.half() for key, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
     assert antinb.load(folder, steps=1).like.dtype == torch.float32
+
+
+def test_a_flow_is_told_by_its_scheduler(flow_folder):
+    model = antinb.load(flow_folder, steps=4, scheduler="heun", guidance=2.0)
+    assert isinstance(model, flows.RectifiedFlow)
+    assert (model.shape, model.shift, model.null, model.evaluations) == (SHAPE, 2.0, 2, 14)
+    assert model.describe()["model"] == "flow"
+    z, classes = torch.from_numpy(noise.iid(2).draw(SHAPE, seed=0)[:, 0]), torch.tensor([0, 1])
+    direct = flows.from_unet(tiny_unet(num_class_embeds=3), FlowMatchEulerDiscreteScheduler(1000, shift=2.0).config)
+    expected = direct.with_(steps=4, scheduler="heun", guidance=2.0).generate(z, condition=classes)
+    torch.testing.assert_close(model.generate(z, condition=classes), expected)
+
+
+def test_an_untrained_flow_is_a_flow(flow_folder):
+    one, other = (zoo.untrained(flow_folder, seed=seed, steps=2) for seed in (0, 1))
+    assert isinstance(one, flows.RectifiedFlow)
+    assert one.describe()["network_sha256"] != other.describe()["network_sha256"]
+
+
+def test_a_decoder_is_told_by_its_configuration(vae_folder):
+    model = antinb.load(vae_folder)
+    assert model.shape == (5,)
+    assert model.like.dtype == torch.float32
+    assert model.describe()["weights_sha256"] == zoo._sha256(vae_folder / "model.safetensors")
+    network = decoders.decoder(5, 2)
+    network.load_state_dict(load_file(vae_folder / "model.safetensors"))
+    z = torch.from_numpy(noise.iid(3).draw((5,), seed=0)[:, 0])
+    torch.testing.assert_close(model.generate(z), torch.tanh(network(z) / 2))
 
 
 def test_it_works_from_another_folder(tmp_path):
@@ -125,6 +174,33 @@ def test_broken_configurations_name_the_file(folder):
     assert "lacks unet/config.json" in refusal(folder)
     save_file({"means": torch.zeros(2, 3)}, folder / "mixture.safetensors")
     assert "lacks 'factors'" in refusal(folder)
+
+
+def test_broken_decoders_name_what_is_wrong(vae_folder):
+    config, weights = vae_folder / "config.json", vae_folder / "model.safetensors"
+    config.write_text(json.dumps({"kind": "vae", "latent": 6, "width": 2}))
+    assert "vae: weights and configuration differ, first in '1.weight'" in refusal(vae_folder)
+    config.write_text(json.dumps({"kind": "vae", "latent": "5", "width": 2}))
+    assert "latent must be an integer of at least 1; got '5'" in refusal(vae_folder)
+    config.write_text(json.dumps({"kind": "vae", "latent": 5}))
+    assert "config.json lacks 'width'" in refusal(vae_folder)
+    config.write_text(json.dumps({"kind": "gan", "latent": 5, "width": 2}))
+    assert "lacks scheduler/scheduler_config.json" in refusal(vae_folder)
+    config.write_text("[]")
+    assert "config.json must hold a JSON object; got []" in refusal(vae_folder)
+    config.write_text(json.dumps({"kind": "vae", "latent": 5, "width": 2}))
+    weights.unlink()
+    assert "needs model.safetensors: it is missing" in refusal(vae_folder)
+    torch.save({}, vae_folder / "model.pt")
+    assert "pickle model.pt" in refusal(vae_folder)
+
+
+def test_settings_belong_to_the_kind(flow_folder, vae_folder):
+    assert "a RectifiedFlow has no setting 'eta'" in refusal(flow_folder, eta=0.5)
+    assert "a RectifiedFlow has no setting 'clip'" in refusal(flow_folder, clip=True)
+    assert "'heun'); got 'ddim'" in refusal(flow_folder, scheduler="ddim")
+    assert "a Decoder has no setting 'steps'" in refusal(vae_folder, steps=5)
+    assert "'dpmsolver++'); got 'heun'" in refusal("fashion-ddpm", scheduler="heun")
 
 
 def test_a_module_is_put_in_evaluation_mode():

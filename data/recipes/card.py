@@ -1,10 +1,11 @@
-"""Measure a shipped model and draw its card: samples, pairs, training curve, quality on Fashion-MNIST.
+"""Measure a model and draw its card: samples, pairs, training curve, quality on Fashion-MNIST or MNIST.
 
-Run `python data/recipes/card.py fashion-ddpm --data fashion_mnist.npz --curve build/fashion-ddpm/curve.csv`.
+Run `python data/recipes/card.py fashion-ddpm --steps 20 --data fashion_mnist.npz --curve build/fashion-ddpm/curve.csv`;
+the model is a shipped name or a folder called like one.
 
-Samples are drawn blind: the first units of seed 0, none left out. Fashion models are measured in
-the 64 features of `fashion-classifier`, 10,000 samples of DDIM beside 10,000 training images, both
-against the 10,000 test images.
+Samples are drawn blind: the first units of seed 0, none left out; the classes of a conditional model take
+turns. `fashion-...` and `mnist-...` are measured in the 64 features of the classifier of their data, 10,000
+samples beside 10,000 training images, both against the 10,000 test images.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import classifier
 import click
-import fashion_classifier
 import images
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,33 +28,40 @@ import antinb
 from antinb import figures, generators, noise
 
 MODELS = antinb.zoo.DATA / "models"
+DATA_SETS = {"fashion": "fashion_mnist", "mnist": "mnist"}
 
 
 class Features(torch.nn.Module):
-    """The classifier's 64 features of uint8 images."""
+    """The 64 features of a classifier, of uint8 images."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: torch.nn.Sequential) -> None:
         super().__init__()
-        self.network = fashion_classifier.load(MODELS / "fashion-classifier")[:-1]
+        self.network = network[:-1]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the features, `(N, 1, 28, 28)` to `(N, 64)`."""
         return self.network(pixels.float() / 127.5 - 1)
 
 
-def frechet(pixels: np.ndarray, reference: np.ndarray) -> float:
+def frechet(network: torch.nn.Sequential, pixels: np.ndarray, reference: np.ndarray) -> float:
     """Return the Fréchet distance of two sets of uint8 images in the classifier's features."""
-    metric = FrechetInceptionDistance(Features(), input_img_size=(1, 28, 28))
+    metric = FrechetInceptionDistance(Features(network), input_img_size=(1, 28, 28))
     for kind, real in ((reference, True), (pixels, False)):
-        for part in np.array_split(kind, len(kind) // 500):
+        for part in np.array_split(kind, -(-len(kind) // 500)):
             metric.update(torch.from_numpy(part), real=real)
     return float(metric.compute())
 
 
-def class_shares(pixels: np.ndarray) -> np.ndarray:
+def class_shares(network: torch.nn.Sequential, pixels: np.ndarray) -> np.ndarray:
     """Return the share of images that the classifier puts into each class, `(10,)`."""
-    network = fashion_classifier.load(MODELS / "fashion-classifier")
-    return np.bincount(fashion_classifier.outputs(network, images.scaled(pixels)).argmax(1), minlength=10) / len(pixels)
+    return np.bincount(classifier.outputs(network, images.scaled(pixels)).argmax(1), minlength=10) / len(pixels)
+
+
+def sample(generator: generators.Generator, design: noise.Design, **options: object) -> xr.Dataset:
+    """Return a run of the model; the classes of a conditional one take turns over the units."""
+    null = getattr(generator, "null", None)
+    classes = None if null is None else (np.arange(design.units) % null).tolist()
+    return antinb.sample(generator, design, condition=classes, **options)
 
 
 def draw_grid(run: xr.Dataset, path: Path) -> None:
@@ -64,54 +72,60 @@ def draw_grid(run: xr.Dataset, path: Path) -> None:
     figures.image_grid(grid, rows=[""] * 4).figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def draw(generator: generators.Diffusion, folder: Path) -> None:
-    """Write `grid.png`, 64 samples of DDPM, `grid-ddim.png`, 64 of DDIM, and `pairs.png`, 12 pairs of DDIM."""
+def draw(generator: generators.Generator, folder: Path) -> None:
+    """Write `grid.png`, 64 samples, and `pairs.png`, 12 pairs; of a noise-prediction model the grid is DDPM's.
+
+    The samples of DDIM, of which the pairs are, then go to `grid-ddim.png`.
+    """
     sns.set_theme(style="white")
-    design = noise.antithetic(64)
-    draw_grid(antinb.sample(generator.with_(steps=50, scheduler="ddpm"), design, seed=0), folder / "grid.png")
-    run = antinb.sample(generator, design, seed=0)
-    draw_grid(run, folder / "grid-ddim.png")
+    design, diffusion = noise.antithetic(64), isinstance(generator, generators.Diffusion)
+    run = sample(generator, design, seed=0)
+    draw_grid(run, folder / ("grid-ddim.png" if diffusion else "grid.png"))
+    if diffusion:
+        draw_grid(sample(generator.with_(steps=50, scheduler="ddpm"), design, seed=0), folder / "grid.png")
     pairs = figures.image_grid(run["image"].isel(unit=slice(12)), rows=["from z", "from −z"])
     pairs.figure.savefig(folder / "pairs.png", dpi=110, bbox_inches="tight")
 
 
 def draw_curve(path: Path, folder: Path) -> None:
-    """Write `curve.csv` and `curve.png`, the noise loss by training images."""
+    """Write `curve.csv` and `curve.png`, the loss by training images."""
     curve = pd.read_csv(path, names=["step", "images", "train", "held out (EMA)"])
     curve.to_csv(folder / "curve.csv", index=False, float_format="%.5g")
     fig, ax = plt.subplots(figsize=(5, 2.8), layout="constrained")
-    curve.plot(x="images", y=["train", "held out (EMA)"], ax=ax, logy=True, ylabel="noise loss")
+    curve.plot(x="images", y=["train", "held out (EMA)"], ax=ax, logy=True, ylabel="loss")
     sns.despine(fig)
     fig.savefig(folder / "curve.png", dpi=110, bbox_inches="tight")
 
 
 @click.command()
-@click.argument("name")
-@click.option("--data", type=click.Path(path_type=Path), default=None, help="fashion_mnist.npz; else fetched")
+@click.argument("model")
+@click.option("--data", type=click.Path(path_type=Path), default=None, help="npz of images; else fetched")
 @click.option("--curve", type=click.Path(path_type=Path, exists=True), default=None, help="curve.csv of the training")
-@click.option("--steps", default=20)
+@click.option("--steps", type=int, help="steps of the sampler; else the model's own")
 @click.option("--count", default=10_000, help="samples to measure; 0 measures none")
 @click.option("--store", type=click.Path(path_type=Path), default=None, help="where to keep the samples")
-def card(name: str, data: Path | None, curve: Path | None, steps: int, count: int, store: Path | None) -> None:
-    """Draw the pictures of model NAME and, for a Fashion model, write its quality.json."""
-    folder = MODELS / name
-    generator = antinb.load(name, steps=steps)
+def card(model: str, data: Path | None, curve: Path | None, steps: int | None, count: int, store: Path | None) -> None:
+    """Draw the pictures of MODEL and write its quality.json, into its folder."""
+    folder = MODELS / model
+    generator = antinb.load(model, steps=steps)
     draw(generator, folder)
     if curve:
         draw_curve(curve, folder)
     if not count:
         return
-    run = antinb.sample(generator, noise.iid(count), seed=1, store=store, batch=200)
+    kind = folder.name.split("-")[0]
+    name, network = DATA_SETS[kind], classifier.load(MODELS / f"{kind}-classifier")
+    run = sample(generator, noise.iid(count), seed=1, store=store, batch=200)
     samples = np.clip(np.rint((run["image"].to_numpy()[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
-    train, test = images.load("fashion_mnist", data)[0], images.load("fashion_mnist", data, "test")[0]
+    train, test = images.load(name, data)[0], images.load(name, data, "test")[0]
     train = train[np.random.default_rng(0).permutation(len(train))[:count]]
     rows = {"samples": samples, "training images": train, "test images": test}
     table = {
         "sampler": generator.describe(),
         "images": count,
-        "frechet_distance": {key: frechet(rows[key], test) for key in ("samples", "training images")},
+        "frechet_distance": {key: frechet(network, rows[key], test) for key in ("samples", "training images")},
         "class_shares": {
-            key: dict(zip(fashion_classifier.CLASSES, class_shares(value).round(4).tolist(), strict=True))
+            key: dict(zip(classifier.CLASSES[name], class_shares(network, value).round(4).tolist(), strict=True))
             for key, value in rows.items()
         },
     }

@@ -17,22 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from antinb.decoders import decoder
+
 CONFIG = {"kind": "vae", "latent": 16, "width": 32, "shape": [1, 28, 28]}
-
-
-def decoder(latent: int, width: int) -> nn.Sequential:
-    """Return the untrained decoder, latents `(N, latent, ...)` to logits of grey values `(N, 1, 28, 28)`."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(latent, 4 * width * 7 * 7),
-        nn.SiLU(),
-        nn.Unflatten(1, (4 * width, 7, 7)),
-        nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1),
-        nn.SiLU(),
-        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(width, 1, 3, padding=1),
-    )
 
 
 def encoder(latent: int, width: int) -> nn.Sequential:

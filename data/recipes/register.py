@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parents[1]
-LOADED = ("*.safetensors", "*/*.safetensors", "*/*config.json")
+LOADED = ("*.safetensors", "*config.json", "*/*.safetensors", "*/*config.json")
 
 registry = json.loads((DATA / "registry.json").read_text(encoding="utf-8"))
 for name, entry in registry.items():

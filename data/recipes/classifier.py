@@ -1,6 +1,6 @@
-"""Train `fashion-classifier`, the small network whose features and classes measure the models.
+"""Train `fashion-classifier` or `mnist-classifier`, the small network whose features and classes measure the models.
 
-Run `python data/recipes/fashion_classifier.py --data fashion_mnist.npz --out data/models/fashion-classifier`.
+Run `python data/recipes/classifier.py fashion_mnist --data fashion_mnist.npz --out data/models/fashion-classifier`.
 
 Three convolution blocks with batch normalisation, a 64-dimensional feature layer, ten classes.
 """
@@ -17,8 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-BATCH, EPOCHS, SEED = 128, 6, 0
+CLASSES = {
+    "fashion_mnist": "t-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(","),
+    "mnist": list("0123456789"),
+}
+EPOCHS = {"fashion_mnist": 6, "mnist": 2}
+BATCH, SEED = 128, 0
 
 
 def build() -> nn.Sequential:
@@ -45,22 +49,24 @@ def load(folder: Path) -> nn.Sequential:
 @torch.no_grad()
 def outputs(network: nn.Module, pixels: np.ndarray, batch: int = 500) -> np.ndarray:
     """Return the network's output on images `(N, 1, 28, 28)` in [-1, 1], batch after batch."""
-    return torch.cat([network(torch.from_numpy(part)) for part in np.array_split(pixels, len(pixels) // batch)]).numpy()
+    parts = np.array_split(pixels, -(-len(pixels) // batch))
+    return torch.cat([network(torch.from_numpy(part)) for part in parts]).numpy()
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), default=None, help="fashion_mnist.npz; else fetched")
+@click.argument("name", type=click.Choice(list(CLASSES)))
+@click.option("--data", type=click.Path(path_type=Path), default=None, help="npz of images; else fetched")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def train(data: Path | None, out: Path) -> None:
+def train(name: str, data: Path | None, out: Path) -> None:
     """Train the classifier and write its folder."""
-    pixels, labels = images.load("fashion_mnist", data)
+    pixels, labels = images.load(name, data)
     pixels, labels = torch.from_numpy(images.scaled(pixels)), torch.from_numpy(labels)
-    test_pixels, test_labels = images.load("fashion_mnist", data, "test")
+    test_pixels, test_labels = images.load(name, data, "test")
     network = build()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-    steps = EPOCHS * (len(pixels) // BATCH)
+    steps = EPOCHS[name] * (len(pixels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    order = torch.cat([torch.randperm(len(pixels)) for _ in range(EPOCHS)])
+    order = torch.cat([torch.randperm(len(pixels)) for _ in range(EPOCHS[name])])
     for step in range(steps):
         batch = order[step * BATCH : (step + 1) * BATCH]
         loss = nn.functional.cross_entropy(network(pixels[batch]), labels[batch], label_smoothing=0.05)
@@ -77,7 +83,7 @@ def train(data: Path | None, out: Path) -> None:
         out / "model.safetensors",
     )
     correct = outputs(load(out), images.scaled(test_pixels)).argmax(1) == test_labels
-    card = {"classes": CLASSES, "test_accuracy": float(correct.mean()), "test_images": len(correct)}
+    card = {"classes": CLASSES[name], "test_accuracy": float(correct.mean()), "test_images": len(correct)}
     (out / "quality.json").write_text(json.dumps(card, indent=1) + "\n")
     click.echo(f"test accuracy {card['test_accuracy']:.4f}")
 

@@ -1,0 +1,108 @@
+"""Decoders of variational autoencoders: a latent vector to an image in one network call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from antinb.checks import at_least
+from antinb.draws import StepNoise
+from antinb.fingerprint import module_hash
+from antinb.generators import check_noise
+
+
+def decoder(latent: int, width: int) -> nn.Sequential:
+    """Return an untrained convolutional decoder, latents `(N, latent)` to logits of grey values `(N, 1, 28, 28)`.
+
+    One linear layer to `4 width` channels of 7 by 7, two transposed convolutions to 14 and 28, one convolution.
+
+    Raises:
+        ValueError: if a size is not a positive integer.
+    """
+    latent, width = at_least(1, "latent", latent), at_least(1, "width", width)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(latent, 4 * width * 7 * 7),
+        nn.SiLU(),
+        nn.Unflatten(1, (4 * width, 7, 7)),
+        nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1),
+        nn.SiLU(),
+        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(width, 1, 3, padding=1),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """The decoder of a variational autoencoder as a generator: latent noise `(B, latent)` to images `(B, C, H, W)`.
+
+    The network's logits `l` are those of Bernoulli grey values; the image is their mean, `2 sigmoid(l) - 1` in
+    [-1, 1]. The prior of the latents is N(0, I).
+
+    Attributes:
+        network: latents to logits, put in evaluation mode.
+        latent: size of a latent vector.
+        identity: name and sha256 of the weights, for the record.
+
+    Source: Kingma and Welling, arXiv 1312.6114, appendix C.1.
+    """
+
+    evaluations: ClassVar[int] = 1
+    network: nn.Module
+    latent: int
+    identity: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Put the network in evaluation mode."""
+        self.network.eval()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one noise, `(latent,)`."""
+        return (self.latent,)
+
+    @property
+    def like(self) -> torch.Tensor:
+        """A tensor whose device and floating-point type are followed."""
+        return next(self.network.parameters())
+
+    def with_(self, **settings: object) -> Decoder:
+        """Return the decoder itself: it has no settings, only None passes.
+
+        Raises:
+            ValueError: for a setting.
+        """
+        unknown = [name for name, value in settings.items() if value is not None]
+        if unknown:
+            raise ValueError(f"a Decoder has no setting {min(unknown)!r}")
+        return self
+
+    @torch.no_grad()
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the images of the latents, `(B, latent)` to `(B, C, H, W)` in [-1, 1].
+
+        Raises:
+            ValueError: if the noise has another shape, or there is a condition.
+        """
+        check_noise(noise, self.shape)
+        if condition is not None:
+            raise ValueError(f"a Decoder takes no condition; got {condition.tolist()}")
+        return 2 * self.network(noise.to(self.like)).sigmoid() - 1
+
+    def describe(self) -> dict[str, object]:
+        """Return model, weights, latent shape and network calls, for the record."""
+        return {
+            **self.identity,
+            "network_sha256": module_hash(self.network),
+            "shape": list(self.shape),
+            "evaluations": self.evaluations,
+            "clip_image": False,
+            "dtype": str(self.like.dtype).removeprefix("torch."),
+        }

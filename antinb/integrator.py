@@ -1,0 +1,123 @@
+"""A network and the steps that lead along its output from noise to images: what diffusion and flows share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import ClassVar, Self
+
+import torch
+
+from antinb.checks import number
+from antinb.draws import StepNoise
+
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Integrator(ABC):
+    """A generator that calls `network` step after step, with guidance twice; its subclasses are dataclasses.
+
+    With guidance g the output is `f_null + g (f_condition - f_null)` (arXiv 2207.12598, with `g = 1 + w`).
+    """
+
+    settings: ClassVar[tuple[str, ...]]
+    network: Network
+    shape: tuple[int, ...]
+    like: torch.Tensor
+    steps: int
+    scheduler: str
+    guidance: float
+    null: int | None
+    compile: bool
+    identity: Mapping[str, object]
+
+    @abstractmethod
+    def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
+        """Yield the state, the predicted noise and the next state of each step."""
+
+    @property
+    def calls(self) -> int:
+        """Network calls for one output: two with guidance."""
+        return 1 if self.guidance == 1 else 2
+
+    def with_(self, **settings: object) -> Self:
+        """Return the same network with other values of its `settings`; None keeps what is.
+
+        Raises:
+            ValueError: for another setting, or one out of its range.
+        """
+        unknown = set(settings) - set(self.settings)
+        if unknown:
+            raise ValueError(f"a {type(self).__name__} has no setting {min(unknown)!r}")
+        return replace(self, **{key: value for key, value in settings.items() if value is not None})
+
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the images of the noise, `(B, C, H, W)` to the same, unclipped.
+
+        Raises:
+            ValueError: if the noise or the network's output has another shape, the condition is none of the
+                network's, or a stochastic sampler is given no `draw`.
+        """
+        for *_, following in self._run(noise, draw, condition):
+            images = following
+        return images
+
+    def trajectory(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the images and, `(B, steps, C, H, W)` each, the `state` before each step and its `predicted_noise`.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        states, predicted, following = zip(*self._run(noise, draw, condition), strict=True)
+        return following[-1], {"state": torch.stack(states, 1), "predicted_noise": torch.stack(predicted, 1)}
+
+    def _check(self, most: int) -> None:
+        """Refuse impossible settings: `steps` from 1 to `most`, `guidance` and `compile`."""
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= most:
+            raise ValueError(f"steps must be an integer from 1 to {most}; got {self.steps!r}")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile must be True or False; got {self.compile!r}")
+        number("guidance", self.guidance, 0, 1e6)
+        if self.guidance != 1 and self.null is None:
+            raise ValueError(f"guidance needs a conditional model with a null class; got guidance={self.guidance!r}")
+
+    def _guided(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """Return the network's output, with guidance extrapolated from that of the null class."""
+        if self.guidance == 1:
+            return self._output(x, t, condition)
+        if condition is None:
+            raise ValueError(f"guidance needs a condition; got None with guidance={self.guidance!r}")
+        classes = torch.cat([condition, torch.full_like(condition, self.null)])
+        towards, free = self._output(torch.cat([x, x]), t, classes).chunk(2)
+        return free + self.guidance * (towards - free)
+
+    def _output(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        output = self._compiled(x, torch.as_tensor(t, device=x.device), condition)
+        if output.shape != x.shape:
+            raise ValueError(f"the network must return the shape {tuple(x.shape)}; got {tuple(output.shape)}")
+        return output
+
+    @cached_property
+    def _compiled(self) -> Network:
+        return torch.compile(self.network, options={"freezing": True}) if self.compile else self.network
+
+    def _record(self) -> dict[str, object]:
+        """Return what every integrator has to say of itself."""
+        return {
+            **self.identity,
+            "shape": list(self.shape),
+            "scheduler": self.scheduler,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "evaluations": self.evaluations,
+            "clip_image": False,
+            "dtype": str(self.like.dtype).removeprefix("torch."),
+            "compile": self.compile,
+        }
