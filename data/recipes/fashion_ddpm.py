@@ -19,18 +19,7 @@ SCHEDULER = DDPMScheduler(1000)
 
 def build() -> UNet2DModel:
     """Return the untrained network."""
-    torch.manual_seed(training.SEED)
-    return UNet2DModel(
-        sample_size=28,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(16, 48, 96),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=16,
-        norm_num_groups=8,
-    )
+    return training.unet((16, 48, 96))
 
 
 def loss(

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import images
 import torch
+from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,6 +30,23 @@ Loss = Callable[[nn.Module, torch.Generator, Tensor, Tensor], tuple[Tensor, Tens
 start = click.option(
     "--start", type=click.Path(exists=True, path_type=Path), default=None, help="pipeline to train further"
 )
+
+
+def unet(channels: tuple[int, int, int], **settings: object) -> UNet2DModel:
+    """Return an untrained UNet of 28 by 28 grey images with these channels at 28, 14 and 7 pixels."""
+    torch.manual_seed(SEED)
+    return UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=16,
+        norm_num_groups=8,
+        **settings,
+    )
 
 
 def options(total: int) -> Callable:
