@@ -14,7 +14,7 @@ import torch
 import training
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-NULL, DROPPED = 10, 0.1
+NULL = 10
 
 
 def build() -> UNet2DModel:
@@ -28,10 +28,10 @@ def loss(
     """Return the mean squared error of the predicted velocity, to report and to minimise."""
     times = torch.randn(len(clean), generator=generator).sigmoid().to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    dropped = torch.rand(len(clean), generator=generator).to(clean.device) < DROPPED
+    classes = training.dropped(labels, NULL, generator)
     path = torch.lerp(clean, noise, times[:, None, None, None])
     with torch.autocast(clean.device.type, torch.bfloat16):
-        velocity = network(path, 1000 * times, class_labels=labels.masked_fill(dropped, NULL)).sample
+        velocity = network(path, 1000 * times, class_labels=classes).sample
     error = (velocity.float() - (noise - clean)).square().mean()
     return error, error
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import click
 import images
 import torch
-from diffusers import UNet2DModel
-from diffusers.training_utils import EMAModel
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel, compute_snr
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+SCHEDULER = DDPMScheduler(1000)
 BATCH, RATE, WARMUP, DECAY, EMA, SEED, EVERY = 32, 1e-3, 500, 0.35, 0.9995, 0, 500
 
 Loss = Callable[[nn.Module, torch.Generator, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -32,21 +33,46 @@ start = click.option(
 )
 
 
-def unet(channels: tuple[int, int, int], **settings: object) -> UNet2DModel:
-    """Return an untrained UNet of 28 by 28 grey images with these channels at 28, 14 and 7 pixels."""
+def unet(widths: tuple[int, ...], *, size: int = 28, channels: int = 1, **settings: object) -> UNet2DModel:
+    """Return an untrained UNet of `size` by `size` images, with attention at the coarsest of its levels."""
     torch.manual_seed(SEED)
+    plain = len(widths) - 1
     return UNet2DModel(
-        sample_size=28,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=channels,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
         attention_head_dim=16,
         norm_num_groups=8,
-        **settings,
+        **{"layers_per_block": 1} | settings,
     )
+
+
+def noise_loss(null: int | None = None) -> Loss:
+    """Return the loss of noise prediction: mean squared error to report, min-SNR-5 weighted to minimise.
+
+    With a null class one label in ten is replaced by it; without one the labels are left out.
+    """
+
+    def loss(network: nn.Module, generator: torch.Generator, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        steps = torch.randint(0, len(SCHEDULER), (len(clean),), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        steps, noise = steps.to(clean.device), noise.to(clean.device)
+        condition = {} if null is None else {"class_labels": dropped(labels, null, generator)}
+        with torch.autocast(clean.device.type, torch.bfloat16):
+            predicted = network(SCHEDULER.add_noise(clean, noise, steps), steps, **condition).sample
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        snr = compute_snr(SCHEDULER, steps)
+        return error.mean(), (error * snr.clamp(max=5) / snr).mean()
+
+    return loss
+
+
+def dropped(labels: Tensor, null: int, generator: torch.Generator) -> Tensor:
+    """Return the labels with one in ten replaced by the null class."""
+    return labels.masked_fill(torch.rand(len(labels), generator=generator).to(labels.device) < 0.1, null)
 
 
 def options(total: int) -> Callable:
