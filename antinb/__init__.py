@@ -12,6 +12,7 @@ __version__ = metadata.version("antinb")
 
 _HOME = {"load": "zoo", "sample": "sampling"}
 _MODULES = (
+    "consistency",
     "controls",
     "correlation",
     "dataset",
@@ -25,6 +26,7 @@ _MODULES = (
     "integrator",
     "intervals",
     "modes",
+    "networks",
     "noise",
     "parity",
     "pipelines",

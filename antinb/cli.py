@@ -71,8 +71,9 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 @click.option("--k", type=int, help="Members of a simplex unit.")
 @click.option("--seed", required=True, type=int)
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
-@click.option("--scheduler", type=click.Choice(["ddim", "ddpm", "dpmsolver++", "euler", "heun"]))
+@click.option("--scheduler", type=click.Choice(["ddim", "ddpm", "dpmsolver++", "euler", "heun", "lcm"]))
 @click.option("--condition", type=int, help="One class for all units, of a conditional model.")
+@click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1 is none.")
 @click.option("--batch", default=64, show_default=True)
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Zarr store: new, or a run to go on with."
@@ -86,6 +87,7 @@ def sample(
     steps: int | None,
     scheduler: str | None,
     condition: int | None,
+    guidance: float | None,
     batch: int,
     store: Path,
 ) -> None:
@@ -96,7 +98,7 @@ def sample(
         raise click.UsageError(f"--k belongs to the simplex design and to no other; got --design {design}, --k {k}")
     try:
         chosen = getattr(noise, design)(units, *([] if k is None else [k]))
-        generator = zoo.load(model, steps=steps, scheduler=scheduler)
+        generator = zoo.load(model, steps=steps, scheduler=scheduler, guidance=guidance)
         sampling.sample(generator, chosen, seed=seed, condition=condition, store=store, batch=batch)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None

@@ -1,18 +1,20 @@
-"""Decoders of variational autoencoders: a latent vector to an image in one network call."""
+"""Decoders: a latent vector, or what a sampler makes of one, to an image in one network call."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from antinb.checks import at_least
 from antinb.draws import StepNoise
 from antinb.fingerprint import module_hash
 from antinb.generators import check_noise
+from antinb.integrator import Integrator
 
 
 def decoder(latent: int, width: int) -> nn.Sequential:
@@ -106,3 +108,77 @@ class Decoder:
             "clip_image": False,
             "dtype": str(self.like.dtype).removeprefix("torch."),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """Latent diffusion: a sampler in the latents of an autoencoder, then its decoder D, `image = D(latent / scale)`.
+
+    The noise and its design live in the latents, the images in pixels.
+
+    Attributes:
+        sampler: the generator of scaled latents.
+        autoencoder: a diffusers autoencoder, put in evaluation mode; its configuration holds the scale.
+        identity: sha256 of the autoencoder's weights, for the record.
+
+    Raises:
+        ValueError: if the autoencoder has another number of latent channels than the sampler.
+
+    Source: Rombach et al., arXiv 2112.10752.
+    """
+
+    sampler: Integrator
+    autoencoder: AutoencoderKL
+    identity: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit."""
+        wanted, found = self.autoencoder.config.latent_channels, self.shape[0]
+        if wanted != found:
+            raise ValueError(f"the autoencoder has {wanted} latent channels; got a sampler of {found}")
+        self.autoencoder.eval()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one noise, the latents' `(C, H, W)`."""
+        return self.sampler.shape
+
+    @property
+    def evaluations(self) -> int:
+        """Network calls for one image: the sampler's and one of the decoder."""
+        return self.sampler.evaluations + 1
+
+    @property
+    def null(self) -> int | None:
+        """The class that stands for no condition, where there is one."""
+        return self.sampler.null
+
+    @property
+    def like(self) -> torch.Tensor:
+        """A tensor whose device and floating-point type are followed."""
+        return self.sampler.like
+
+    def with_(self, **settings: object) -> Latent:
+        """Return the same model with other settings of its sampler; None keeps what is.
+
+        Raises:
+            ValueError: for another setting, or one out of its range.
+        """
+        return replace(self, sampler=self.sampler.with_(**settings))
+
+    @torch.no_grad()
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the images of the latent noise, `(B, *shape)` to `(B, C, H, W)`, unclipped.
+
+        Raises:
+            ValueError: as the sampler's `generate`.
+        """
+        latents = self.sampler.generate(noise, draw=draw, condition=condition)
+        return self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
+
+    def describe(self) -> dict[str, object]:
+        """Return what the sampler and the autoencoder are, and the network calls of both, for the record."""
+        own = {"decoder_sha256": module_hash(self.autoencoder), "evaluations": self.evaluations}
+        return self.sampler.describe() | self.identity | own

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 
 from antinb.checks import at_least, number
 from antinb.draws import StepNoise
-from antinb.generators import check_noise, unet_parts
+from antinb.generators import check_noise
 from antinb.integrator import Integrator, Network, Step
+from antinb.networks import parts
 
 SCHEDULERS = ("euler", "heun")
 UNKNOWN = (
@@ -129,8 +130,10 @@ class RectifiedFlow(Integrator):
             x = following
 
 
-def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: object) -> RectifiedFlow:
-    """Return the flow of a diffusers UNet; `config` is that of its `FlowMatchEulerDiscreteScheduler`.
+def from_network(
+    network: UNet2DModel | DiTTransformer2DModel, config: Mapping[str, object], **identity: object
+) -> RectifiedFlow:
+    """Return the flow of a diffusers network; `config` is that of its `FlowMatchEulerDiscreteScheduler`.
 
     The grid is the one that the scheduler makes of `sigmas=linspace(1, 1 / steps, steps)`.
 
@@ -142,4 +145,4 @@ def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: objec
     if unknown:
         raise ValueError(f"a flow runs on a shifted uniform grid, without {unknown[0]}; got {config[unknown[0]]!r}")
     grid = {"shift": config.get("shift", 1.0), "levels": config.get("num_train_timesteps", 1000)}
-    return RectifiedFlow(**grid, steps=min(50, grid["levels"]), **unet_parts(unet, **identity))
+    return RectifiedFlow(**grid, steps=min(50, grid["levels"]), **parts(network, **identity))

@@ -18,13 +18,20 @@ from functools import cached_property, partial
 from typing import Protocol
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
 
 from antinb.checks import check_shape, number
 from antinb.draws import StepNoise, supply
 from antinb.exact import Mixture
-from antinb.fingerprint import module_hash, tensors_hash
+from antinb.fingerprint import tensors_hash
 from antinb.integrator import Integrator, Network, Step
+from antinb.networks import parts
 
 SCHEDULERS = ("ddim", "ddpm", "dpmsolver++")
 
@@ -197,49 +204,15 @@ def steps_of(config: Mapping[str, object]) -> int:
     return min(50, len(make_scheduler(config).alphas_cumprod))
 
 
-def unet_shape(unet: UNet2DModel) -> tuple[int, ...]:
-    """Return the `(C, H, W)` that a diffusers UNet takes."""
-    size = unet.config.sample_size
-    return (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-
-
-def unet_parts(unet: UNet2DModel, **identity: object) -> dict[str, object]:
-    """Return what a generator takes of a diffusers UNet, put in evaluation mode, by the names of its attributes.
-
-    Of a conditional network the last class is taken for the null class of guidance.
+def from_network(
+    network: UNet2DModel | DiTTransformer2DModel, config: Mapping[str, object], **identity: object
+) -> Diffusion:
+    """Return the generator of a diffusers network that predicts noise; `config` is its scheduler's.
 
     Raises:
-        ValueError: if the network does not return as many channels as it takes.
+        ValueError: if the network does not predict noise, or returns other channels than it takes.
     """
-    settings = unet.config
-    if settings.in_channels != settings.out_channels:
-        raise ValueError(f"the UNet must return its {settings.in_channels} channels; got {settings.out_channels}")
-    classes = settings.num_class_embeds
-    unet.eval()
-
-    def network(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        if (classes is None) != (condition is None):
-            raise ValueError(f"the model {'takes no' if classes is None else 'needs'} condition; got {condition!r}")
-        if condition is not None and not 0 <= condition.min() <= condition.max() < classes:
-            raise ValueError(f"the model has classes 0 to {classes - 1}; got {condition.tolist()}")
-        return unet(x, t, class_labels=condition if condition is None else condition.to(x.device)).sample
-
-    return {
-        "network": network,
-        "shape": unet_shape(unet),
-        "like": next(unet.parameters()),
-        "null": None if classes is None else classes - 1,
-        "identity": identity | {"network_sha256": module_hash(unet)},
-    }
-
-
-def from_unet(unet: UNet2DModel, config: Mapping[str, object], **identity: object) -> Diffusion:
-    """Return the generator of a diffusers UNet that predicts noise; `config` is its scheduler's.
-
-    Raises:
-        ValueError: as `unet_parts`, or if the network does not predict noise.
-    """
-    return Diffusion(config=config, steps=steps_of(config), **unet_parts(unet, **identity))
+    return Diffusion(config=config, steps=steps_of(config), **parts(network, **identity))
 
 
 def from_mixture(

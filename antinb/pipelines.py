@@ -19,7 +19,8 @@ from diffusers import DiffusionPipeline
 from antinb.checks import at_least, check_shape, number
 from antinb.draws import FirstInput, StepNoise, supply
 from antinb.fingerprint import module_hash
-from antinb.generators import check_noise, unet_shape
+from antinb.generators import check_noise
+from antinb.networks import noise_shape
 
 OWN = {"batch_size", "num_inference_steps", "output_type", "latents", "class_labels", "generator", "return_dict"}
 
@@ -131,7 +132,7 @@ class Pipeline:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one noise, `(C, H, W)`."""
-        return unet_shape(self.pipeline.unet)
+        return noise_shape(self.pipeline.unet)
 
     @property
     def evaluations(self) -> int:

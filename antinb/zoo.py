@@ -12,19 +12,22 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from antinb import decoders, flows, generators, pipelines
+from antinb import consistency, decoders, flows, generators, networks, pipelines
 from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
 
 _HERE = Path(__file__).parent
 DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+PARTS, SCHEDULER = ("unet", "transformer"), "scheduler/scheduler_config.json"
 DISGUISES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zipped torch files, pickle protocols
+
+Sampler = generators.Diffusion | flows.RectifiedFlow | consistency.Consistency
 
 
 def registry() -> dict[str, dict]:
@@ -58,10 +61,12 @@ def load(
 
     Args:
         source: name of a shipped model (`antinb models` lists them), path of a diffusers folder with
-            `unet/` and `scheduler/` or of a VAE's with `config.json`, a diffusers pipeline with a UNet, which
-            is called as it is, or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
-        steps: number of steps, 50 if None.
-        scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`; of a flow `"euler"` (if None) or `"heun"`.
+            `unet/` or `transformer/`, `scheduler/` and maybe `vae/`, or of a decoder with `config.json`, a
+            diffusers pipeline with a UNet, which is called as it is, or a callable from noise `(B, *shape)` to
+            images `(B, C, H, W)`.
+        steps: number of steps, 50 if None, of a consistency model 1.
+        scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`; of a flow `"euler"` (if None) or `"heun"`; of
+            a consistency model `"lcm"`.
         clip: whether the predicted clean image is clipped to [-1, 1]; None keeps the model's own rule.
         eta: step noise of DDIM (or of the pipeline, if it takes one), from 0 to 1.
         guidance: scale of classifier-free guidance of a conditional model; 1 is none.
@@ -111,20 +116,19 @@ def load(
     return _folder(folder, place).with_(**given)
 
 
-def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> generators.Diffusion | flows.RectifiedFlow:
-    """Return the generator of a shipped or stored UNet with fresh random weights: what its architecture does by itself.
+def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sampler:
+    """Return the generator of a network with fresh random weights: what its architecture does by itself.
 
     Raises:
-        ValueError: if there is no such UNet or the seed is negative.
+        ValueError: if there is no such network or the seed is negative.
     """
     folder = DATA / "models" / str(source) if str(source) in registry() else Path(source)
-    settings, config = (_config(folder, name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
     seed = at_least(0, "seed", seed, SEEDS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DModel.from_config(settings)
+        _, network = _architecture(folder)
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
-    return _from_unet(unet, config, **identity).with_(steps=steps)
+    return _from_network(network, _config(folder, SCHEDULER), **identity).with_(steps=steps)
 
 
 def mixture(name: str) -> Mixture:
@@ -171,27 +175,45 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder(folder: Path, device: torch.device) -> generators.Diffusion | flows.RectifiedFlow | decoders.Decoder:
+def _folder(folder: Path, device: torch.device) -> Sampler | decoders.Decoder | decoders.Latent:
     if (folder / "config.json").exists() and _config(folder, "config.json").get("kind") == "vae":
         return _decoder(folder, device)
-    config = _config(folder, "scheduler/scheduler_config.json")
+    config = _config(folder, SCHEDULER)
     if (folder / "mixture.safetensors").exists():
         known, size, path = _mixture(folder, device)
         return generators.from_mixture(known, size, config, model=folder.name, weights_sha256=_sha256(path))
-    path, tensors, _ = _tensors(folder / "unet", "diffusion_pytorch_model.safetensors", device)
-    settings = _config(folder, "unet/config.json")
-    if settings.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"{folder.name}/unet must be a UNet2DModel; got {settings.get('_class_name')!r}")
-    unet = _filled(UNet2DModel.from_config(settings), tensors, f"{folder.name}/unet", device)
-    return _from_unet(unet, config, model=folder.name, weights_sha256=_sha256(path))
+    part, network = _architecture(folder)
+    network, path = _weights(network, folder / part, device)
+    sampler = _from_network(network, config, model=folder.name, weights_sha256=_sha256(path))
+    if not (folder / "vae").is_dir():
+        return sampler
+    autoencoder, path = _weights(_known(folder, "vae", {"AutoencoderKL": AutoencoderKL}), folder / "vae", device)
+    return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": _sha256(path)})
 
 
-def _from_unet(
-    unet: UNet2DModel, config: dict[str, object], **identity: object
-) -> generators.Diffusion | flows.RectifiedFlow:
-    """Return the generator of a UNet by its scheduler: a flow's gives the velocity, any other's the noise."""
-    kind = flows if config.get("_class_name") == "FlowMatchEulerDiscreteScheduler" else generators
-    return kind.from_unet(unet, config, **identity)
+def _architecture(folder: Path) -> tuple[str, nn.Module]:
+    """Return the subfolder of a diffusers folder that holds its network, and the network without its weights."""
+    part = next((name for name in PARTS if (folder / name).is_dir()), PARTS[0])
+    return part, _known(folder, part, networks.CLASSES)
+
+
+def _known(folder: Path, part: str, classes: dict[str, type[nn.Module]]) -> nn.Module:
+    settings = _config(folder, f"{part}/config.json")
+    name = settings.get("_class_name")
+    if name not in classes:
+        raise ValueError(f"{folder.name}/{part} must be {' or '.join(classes)}; got {name!r}")
+    return classes[name].from_config(settings)
+
+
+def _weights(network: nn.Module, folder: Path, device: torch.device) -> tuple[nn.Module, Path]:
+    path, tensors, _ = _tensors(folder, "diffusion_pytorch_model.safetensors", device)
+    return _filled(network, tensors, f"{folder.parent.name}/{folder.name}", device), path
+
+
+def _from_network(network: nn.Module, config: dict[str, object], **identity: object) -> Sampler:
+    """Return the generator of a network by its scheduler, which says what the network predicts; else the noise."""
+    kinds = {"FlowMatchEulerDiscreteScheduler": flows, "LCMScheduler": consistency}
+    return kinds.get(config.get("_class_name"), generators).from_network(network, config, **identity)
 
 
 def _decoder(folder: Path, device: torch.device) -> decoders.Decoder:

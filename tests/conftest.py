@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 
 import antinb
 from antinb import exact, generators, noise
@@ -38,6 +38,19 @@ def tiny_unet(channels=1, **options):
         norm_num_groups=4,
         **options,
     )
+
+
+def tiny_transformer(**options):
+    torch.manual_seed(0)
+    settings = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "norm_num_groups": 2}
+    settings |= {"in_channels": 1, "out_channels": 1, "num_embeds_ada_norm": 3} | options
+    return DiTTransformer2DModel(sample_size=8, patch_size=2, **settings)
+
+
+def tiny_autoencoder(**options):
+    torch.manual_seed(0)
+    settings = {"block_out_channels": (4,), "norm_num_groups": 2, "latent_channels": 1, "scaling_factor": 0.5}
+    return AutoencoderKL(1, 1, **settings | {"mid_block_add_attention": False} | options)
 
 
 @pytest.fixture(scope="session")

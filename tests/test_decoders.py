@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import LINEAR, SHAPE, tiny_autoencoder, tiny_unet
 from torch import nn
 
 import antinb
-from antinb import correlation, decoders, noise, statistics, symmetry
+from antinb import correlation, decoders, generators, noise, statistics, symmetry
 
 LATENT = 4
 
@@ -100,3 +101,34 @@ def test_bad_input_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def latent(**options):
+    sampler = generators.from_network(tiny_unet(**options), LINEAR).with_(steps=2)
+    return decoders.Latent(sampler, tiny_autoencoder(), {"autoencoder_sha256": "0"})
+
+
+def test_latent_diffusion_is_the_sampler_then_the_decoder():
+    model, z = latent(), torch.from_numpy(noise.iid(3).draw(SHAPE, seed=0)[:, 0])
+    with torch.no_grad():
+        expected = model.autoencoder.decode(model.sampler.generate(z) / 0.5).sample
+    torch.testing.assert_close(model.generate(z), expected)
+    assert (model.shape, model.evaluations, model.with_(steps=5).evaluations) == (SHAPE, 3, 6)
+    assert model.describe()["evaluations"] == 3
+    assert model.describe()["decoder_sha256"] != model.sampler.describe()["network_sha256"]
+
+
+def test_latent_diffusion_passes_step_noise_and_classes_on():
+    model = latent(num_class_embeds=3).with_(scheduler="ddpm", steps=2, guidance=1.5)
+    run = antinb.sample(model, noise.antithetic(2), seed=0, condition=1, progress=False)
+    z = torch.from_numpy(noise.antithetic(2).draw(SHAPE, seed=0).reshape(4, *SHAPE))
+    steps = {k: torch.from_numpy(noise.antithetic(2).draw(SHAPE, seed=0, stream=k).reshape(4, *SHAPE)) for k in (1, 2)}
+    found = model.generate(z, draw=lambda stream, _: steps[stream], condition=torch.ones(4, dtype=torch.long))
+    np.testing.assert_allclose(run["image"].to_numpy().reshape(found.shape), found, atol=1e-6)
+    assert (model.null, model.evaluations) == (2, 5)
+
+
+def test_an_autoencoder_of_other_latents_is_refused():
+    sampler = generators.from_network(tiny_unet(), LINEAR)
+    with pytest.raises(ValueError, match="has 4 latent channels; got a sampler of 1"):
+        decoders.Latent(sampler, tiny_autoencoder(latent_channels=4))

@@ -34,7 +34,7 @@ def flow(network=gaussian_velocity, **settings):
 
 def unet_flow(classes=3, **config):
     config = dict(FlowMatchEulerDiscreteScheduler(1000, **config).config)
-    return flows.from_unet(tiny_unet(num_class_embeds=classes), config)
+    return flows.from_network(tiny_unet(num_class_embeds=classes), config)
 
 
 def draw(units=3, shape=SHAPE):
@@ -112,7 +112,7 @@ def test_the_same_pixels_as_the_scheduler_of_diffusers(shift):
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(unet(x, t, class_labels=classes).sample, t, x).prev_sample
-    found = flows.from_unet(unet, dict(scheduler.config)).with_(steps=steps).generate(z, condition=classes)
+    found = flows.from_network(unet, dict(scheduler.config)).with_(steps=steps).generate(z, condition=classes)
     torch.testing.assert_close(found, x, rtol=0, atol=1e-5)
     assert (x - z).abs().max() > 0.1
 
@@ -177,7 +177,7 @@ def test_the_command_line_takes_scheduler_and_class(tmp_path):
     done = CliRunner().invoke(main, ["sample", str(tmp_path / "flow"), *options.split(), str(tmp_path / "run.zarr")])
     assert done.exit_code == 0, done.output
     z = torch.from_numpy(noise.antithetic(2).draw(SHAPE, seed=5)[1])
-    expected = flows.from_unet(unet, scheduler.config).with_(steps=2, scheduler="heun")
+    expected = flows.from_network(unet, scheduler.config).with_(steps=2, scheduler="heun")
     found = dataset.open(tmp_path / "run.zarr")["image"][1]
     np.testing.assert_allclose(found, expected.generate(z, condition=torch.tensor([1, 1])), atol=1e-5)
 

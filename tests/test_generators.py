@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import LINEAR, SHAPE, random_mixture, tiny_unet
+from conftest import LINEAR, SHAPE, random_mixture, tiny_transformer, tiny_unet
 from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
 import antinb
@@ -17,7 +17,7 @@ def test_same_pixels_as_the_diffusers_pipeline(clip):
     rng = torch.Generator().manual_seed(4)
     expected = pipeline(batch_size=3, num_inference_steps=7, generator=rng, output_type="np")
     z = torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    images = generators.from_unet(unet, scheduler.config).with_(steps=7).generate(z)
+    images = generators.from_network(unet, scheduler.config).with_(steps=7).generate(z)
     found = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(found, torch.from_numpy(expected.images), rtol=0, atol=1e-5)
     assert not torch.equal(images, images.clamp(-1, 1)) or clip
@@ -44,7 +44,7 @@ def test_dpm_solver_is_the_scheduler_of_diffusers():
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(unet(x, t).sample, t, x).prev_sample
-    found = generators.from_unet(unet, LINEAR).with_(scheduler="dpmsolver++", steps=6).generate(z)
+    found = generators.from_network(unet, LINEAR).with_(scheduler="dpmsolver++", steps=6).generate(z)
     torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_samplers_converge_to_one_another():
 
 
 def test_options_are_recorded_and_survive_a_change_of_scheduler():
-    generator = generators.from_unet(tiny_unet(), LINEAR)
+    generator = generators.from_network(tiny_unet(), LINEAR)
     clipped = generator.with_(clip=True, steps=9)
     assert clipped.describe()["clip_sample"]
     assert not generator.describe()["clip_sample"]
@@ -77,19 +77,19 @@ def test_a_run_leaves_the_generator_as_it_was(mixture_generator):
 
 
 def test_noise_levels_are_part_of_the_record():
-    one, two = (generators.from_unet(tiny_unet(), {**LINEAR, "beta_end": end}) for end in (0.02, 0.01))
+    one, two = (generators.from_network(tiny_unet(), {**LINEAR, "beta_end": end}) for end in (0.02, 0.01))
     assert one.describe() != two.describe()
 
 
 def test_conditions_reach_the_network():
-    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=2)
+    generator = generators.from_network(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=2)
     z = torch.zeros(2, *SHAPE)
     one, two = generator.generate(z, condition=torch.tensor([0, 1]))
     assert not torch.equal(one, two)
     with pytest.raises(ValueError, match="needs condition"):
         generator.generate(z)
     with pytest.raises(ValueError, match="takes no condition"):
-        generators.from_unet(tiny_unet(), LINEAR).generate(z, condition=torch.tensor([0, 1]))
+        generators.from_network(tiny_unet(), LINEAR).generate(z, condition=torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def unit_noise(stream):
 def test_ddpm_is_the_ancestral_sampler():
     """Algorithm 2 of arXiv 2006.11239 at all of its levels, with the posterior variance."""
     unet = tiny_unet().double()
-    generator = generators.from_unet(unet, {**LINEAR, "num_train_timesteps": 50}).with_(steps=50, scheduler="ddpm")
+    generator = generators.from_network(unet, {**LINEAR, "num_train_timesteps": 50}).with_(steps=50, scheduler="ddpm")
     betas = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
     abar = (1 - betas).cumprod(0)
     x = unit_noise(0).double()
@@ -151,14 +151,14 @@ def test_full_eta_is_ddpm_and_no_eta_draws_nothing(mixture_generator):
 
 def test_guidance_is_the_extrapolated_noise():
     unet = tiny_unet(num_class_embeds=4)
-    generator = generators.from_unet(unet, LINEAR).with_(steps=3, guidance=2.5)
+    generator = generators.from_network(unet, LINEAR).with_(steps=3, guidance=2.5)
     x, classes = unit_noise(0), torch.tensor([0, 0, 1, 1, 2, 2])
     with torch.no_grad():
         towards, free = (unet(x, 400, class_labels=labels).sample for labels in (classes, torch.full((6,), 3)))
         found = generator.predict_noise(x, 400, classes)
     torch.testing.assert_close(found, free + 2.5 * (towards - free), rtol=0, atol=1e-5)
     assert generator.evaluations == generator.describe()["evaluations"] == 6
-    plain, unguided = generator.with_(guidance=1.0), generators.from_unet(unet, LINEAR).with_(steps=3)
+    plain, unguided = generator.with_(guidance=1.0), generators.from_network(unet, LINEAR).with_(steps=3)
     assert plain.evaluations == 3
     assert torch.equal(plain.generate(x, condition=classes), unguided.generate(x, condition=classes))
 
@@ -184,7 +184,7 @@ def test_a_trajectory_is_the_run(mixture_generator):
 
 
 def test_a_compiled_network_gives_the_same_images():
-    generator = generators.from_unet(tiny_unet(), LINEAR).with_(steps=3)
+    generator = generators.from_network(tiny_unet(), LINEAR).with_(steps=3)
     compiled = generator.with_(compile=True)
     torch.testing.assert_close(compiled.generate(unit_noise(0)), generator.generate(unit_noise(0)), rtol=0, atol=1e-5)
     assert compiled.describe() == {**generator.describe(), "compile": True}
@@ -206,23 +206,23 @@ def test_bad_settings_are_refused_with_the_value(mixture_generator, settings, me
 
 
 def test_a_model_of_few_levels_has_few_steps():
-    generator = generators.from_unet(tiny_unet(), {**LINEAR, "num_train_timesteps": 20})
+    generator = generators.from_network(tiny_unet(), {**LINEAR, "num_train_timesteps": 20})
     assert generator.steps == 20
     with pytest.raises(ValueError, match="1 to 19; got 20"):
         generator.with_(scheduler="dpmsolver++")
     assert torch.isfinite(generator.with_(scheduler="dpmsolver++", steps=19).generate(unit_noise(0))).all()
     with pytest.raises(ValueError, match="20 steps start at level 20"):
-        generators.from_unet(tiny_unet(), {**LINEAR, "num_train_timesteps": 20, "steps_offset": 1})
+        generators.from_network(tiny_unet(), {**LINEAR, "num_train_timesteps": 20, "steps_offset": 1})
 
 
 def test_the_record_tells_networks_apart():
     config = {"flip_sin_to_cos": False}
-    one, other = (generators.from_unet(tiny_unet(**options), LINEAR).describe() for options in ({}, config))
+    one, other = (generators.from_network(tiny_unet(**options), LINEAR).describe() for options in ({}, config))
     assert one["network_sha256"] != other["network_sha256"]
 
 
 def test_classes_are_those_of_the_model():
-    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
+    generator = generators.from_network(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
     with pytest.raises(ValueError, match=r"classes 0 to 2; got \[0, 3, "):
         generator.generate(unit_noise(0), condition=torch.tensor([0, 3, 1, 1, 1, 1]))
 
@@ -233,3 +233,23 @@ def test_a_stochastic_sampler_needs_its_noise(mixture_generator):
             stochastic.generate(unit_noise(0))
         with pytest.raises(ValueError, match=r"got \(2, 1, 8, 8\)"):
             stochastic.generate(unit_noise(0), draw=lambda stream, shape: unit_noise(stream)[:2])
+
+
+def test_a_transformer_is_a_conditional_generator_with_a_null_class():
+    transformer, z = tiny_transformer(), torch.from_numpy(noise.iid(2).draw(SHAPE, seed=0)[:, 0])
+    with torch.no_grad():  # its last layers start at zero
+        for parameter in transformer.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 10)
+    generator = generators.from_network(transformer, LINEAR).with_(steps=3, guidance=2.0)
+    assert (generator.shape, generator.null, generator.evaluations) == (SHAPE, 3, 6)
+    classes, t = torch.tensor([0, 2]), torch.tensor(500)
+    with torch.no_grad():
+        towards = transformer(z, t.expand(2), class_labels=classes).sample
+        free = transformer(z, t.expand(2), class_labels=torch.full((2,), 3)).sample
+        found = generator.predict_noise(z, t, classes)
+    torch.testing.assert_close(found, free + 2 * (towards - free), rtol=0, atol=1e-6)
+    assert (towards - free).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="classes 0 to 3; got"):
+        generator.with_(guidance=1.0).generate(z, condition=torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match="must return its 1 channels; got 2"):
+        generators.from_network(tiny_transformer(out_channels=2), LINEAR)

@@ -52,7 +52,7 @@ def test_an_unchanged_pipeline_follows_the_design(kind, request):
     options, own = ({}, {"scheduler": "ddpm"}) if kind == "ddpm" else ({"eta": 1.0}, {"eta": 1.0})
     with draws.using(DESIGN, seed=2, network=pipeline.unet):
         inside = pipeline(batch_size=8, num_inference_steps=6, output_type="np", **options).images
-    loop = generators.from_unet(pipeline.unet, pipeline.scheduler.config).with_(steps=6, **own)
+    loop = generators.from_network(pipeline.unet, pipeline.scheduler.config).with_(steps=6, **own)
     runs = [
         antinb.sample(generator, DESIGN, seed=2, progress=False, batch=8)
         for generator in (antinb.load(pipeline, steps=6, **options), loop)

@@ -118,7 +118,7 @@ def test_a_kill_between_the_steps_of_an_extension_is_mended(tmp_path):
 
 
 def test_conditions_are_extended_and_compared(tmp_path):
-    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
+    generator = generators.from_network(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
     settings = {"seed": 0, "batch": 4, "progress": False, "store": tmp_path / "run.zarr"}
     antinb.sample(generator, noise.antithetic(4), condition=[0, 1, 2, 0], **settings)
     longer = antinb.sample(generator, noise.antithetic(6), condition=[0, 1, 2, 0, 1, 1], **settings)
@@ -129,7 +129,7 @@ def test_conditions_are_extended_and_compared(tmp_path):
 
 @pytest.mark.parametrize("name", ["condition", "done", "image"])
 def test_a_kill_within_the_extension_of_a_conditional_run_is_mended(tmp_path, name):
-    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
+    generator = generators.from_network(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=1)
     settings = {"seed": 0, "batch": 4, "progress": False, "store": tmp_path / "run.zarr", "condition": 2}
     antinb.sample(generator, noise.antithetic(4), **settings)
     array = zarr.open_group(tmp_path / "run.zarr")[name]

@@ -170,7 +170,7 @@ def test_evaluations_are_those_that_the_network_saw():
 
 def test_guidance_and_conditions_reach_the_network():
     torch.manual_seed(0)
-    generator = generators.from_unet(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=4, guidance=2.0)
+    generator = generators.from_network(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=4, guidance=2.0)
     classes = [
         symmetry.score(generator, directions=1, points=5, condition=condition, **QUICK) for condition in (0, 0, 1)
     ]

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import SHAPE, tiny_unet
-from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from conftest import SHAPE, tiny_autoencoder, tiny_transformer, tiny_unet
+from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from safetensors.torch import load_file, save_file
 
 import antinb
-from antinb import decoders, flows, generators, noise, zoo
+from antinb import consistency, decoders, flows, generators, noise, zoo
+from antinb.fingerprint import module_hash
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -80,7 +81,7 @@ def test_a_flow_is_told_by_its_scheduler(flow_folder):
     assert (model.shape, model.shift, model.null, model.evaluations) == (SHAPE, 2.0, 2, 14)
     assert model.describe()["model"] == "flow"
     z, classes = torch.from_numpy(noise.iid(2).draw(SHAPE, seed=0)[:, 0]), torch.tensor([0, 1])
-    direct = flows.from_unet(tiny_unet(num_class_embeds=3), FlowMatchEulerDiscreteScheduler(1000, shift=2.0).config)
+    direct = flows.from_network(tiny_unet(num_class_embeds=3), FlowMatchEulerDiscreteScheduler(1000, shift=2.0).config)
     expected = direct.with_(steps=4, scheduler="heun", guidance=2.0).generate(z, condition=classes)
     torch.testing.assert_close(model.generate(z, condition=classes), expected)
 
@@ -100,6 +101,35 @@ def test_a_decoder_is_told_by_its_configuration(vae_folder):
     network.load_state_dict(load_file(vae_folder / "model.safetensors"))
     z = torch.from_numpy(noise.iid(3).draw((5,), seed=0)[:, 0])
     torch.testing.assert_close(model.generate(z), torch.tanh(network(z) / 2))
+
+
+@pytest.mark.parametrize(
+    ("part", "network", "scheduler", "kind"),
+    [
+        ("transformer", tiny_transformer(), DDIMScheduler(1000), generators.Diffusion),
+        ("unet", tiny_unet(), LCMScheduler(1000), consistency.Consistency),
+    ],
+)
+def test_the_folder_tells_the_network_and_the_scheduler_what_it_predicts(part, network, scheduler, kind, tmp_path):
+    network.save_pretrained(tmp_path / part)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    model = antinb.load(tmp_path, steps=2)
+    assert type(model) is kind
+    assert model.describe()["weights_sha256"] == zoo._sha256(tmp_path / part / "diffusion_pytorch_model.safetensors")
+    assert model.describe()["network_sha256"] == module_hash(network)
+    assert type(zoo.untrained(tmp_path, seed=0)) is kind
+
+
+def test_a_folder_with_an_autoencoder_is_latent_diffusion(tmp_path):
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    tiny_autoencoder().save_pretrained(tmp_path / "vae")
+    DDIMScheduler(1000, clip_sample=False).save_pretrained(tmp_path / "scheduler")
+    model = antinb.load(tmp_path, steps=3)
+    assert (type(model), model.evaluations) == (decoders.Latent, 4)
+    assert model.describe()["decoder_sha256"] == module_hash(tiny_autoencoder())
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
+    with pytest.raises(ValueError, match="vae must be AutoencoderKL; got 'VQModel'"):
+        antinb.load(tmp_path)
 
 
 def test_it_works_from_another_folder(tmp_path):

@@ -1,10 +1,10 @@
-"""Measure a model and draw its card: samples, pairs, training curve, quality on Fashion-MNIST or MNIST.
+"""Measure a model and draw its card: samples, pairs, training curve, quality on its data.
 
 Run `python data/recipes/card.py fashion-ddpm --steps 20 --data fashion_mnist.npz --curve build/fashion-ddpm/curve.csv`;
 the model is a shipped name or a folder called like one.
 
 Samples are drawn blind: the first units of seed 0, none left out; the classes of a conditional model take
-turns. `fashion-...` and `mnist-...` are measured in the 64 features of the classifier of their data, 10,000
+turns. A model is measured in the 64 features of the classifier of their data, 10,000
 samples beside 10,000 training images, both against the 10,000 test images.
 """
 
@@ -28,7 +28,7 @@ import antinb
 from antinb import figures, generators, noise
 
 MODELS = antinb.zoo.DATA / "models"
-DATA_SETS = {"fashion": "fashion_mnist", "mnist": "mnist"}
+DATA_SETS = {"fashion": "fashion_mnist", "mnist": "mnist", "cifar10": "cifar10"}
 
 
 class Features(torch.nn.Module):
@@ -39,13 +39,13 @@ class Features(torch.nn.Module):
         self.network = network[:-1]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the features, `(N, 1, 28, 28)` to `(N, 64)`."""
+        """Return the features, `(N, C, H, W)` to `(N, 64)`."""
         return self.network(pixels.float() / 127.5 - 1)
 
 
 def frechet(network: torch.nn.Sequential, pixels: np.ndarray, reference: np.ndarray) -> float:
     """Return the Fréchet distance of two sets of uint8 images in the classifier's features."""
-    metric = FrechetInceptionDistance(Features(network), input_img_size=(1, 28, 28))
+    metric = FrechetInceptionDistance(Features(network), input_img_size=reference.shape[1:])
     for kind, real in ((reference, True), (pixels, False)):
         for part in np.array_split(kind, -(-len(kind) // 500)):
             metric.update(torch.from_numpy(part), real=real)
@@ -99,7 +99,7 @@ def draw_curve(path: Path, folder: Path) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--data", type=click.Path(path_type=Path), default=None, help="npz of images; else fetched")
+@click.option("--data", type=click.Path(path_type=Path), default=None, help="npz or folder of images; else fetched")
 @click.option("--curve", type=click.Path(path_type=Path, exists=True), default=None, help="curve.csv of the training")
 @click.option("--steps", type=int, help="steps of the sampler; else the model's own")
 @click.option("--count", default=10_000, help="samples to measure; 0 measures none")

@@ -1,4 +1,4 @@
-"""Train `fashion-classifier` or `mnist-classifier`, the small network whose features and classes measure the models.
+"""Train `fashion-classifier`, `mnist-classifier` or `cifar10-classifier`, which measure the models of their data.
 
 Run `python data/recipes/classifier.py fashion_mnist --data fashion_mnist.npz --out data/models/fashion-classifier`.
 
@@ -20,26 +20,27 @@ from torch import nn
 CLASSES = {
     "fashion_mnist": "t-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(","),
     "mnist": list("0123456789"),
+    "cifar10": "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck".split(","),
 }
-EPOCHS = {"fashion_mnist": 6, "mnist": 2}
+EPOCHS = {"fashion_mnist": 6, "mnist": 2, "cifar10": 12}
 BATCH, SEED = 128, 0
 
 
-def build() -> nn.Sequential:
-    """Return the untrained network; its layers up to the last one give the features."""
+def build(channels: int, size: int) -> nn.Sequential:
+    """Return the untrained network of square images; its layers up to the last one give the features."""
     torch.manual_seed(SEED)
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
 
-    hidden = [nn.Flatten(), nn.Dropout(0.2), nn.Linear(96 * 9, 64), nn.ReLU()]
-    return nn.Sequential(*block(1, 24), *block(24, 64), *block(64, 96), *hidden, nn.Linear(64, 10))
+    hidden = [nn.Flatten(), nn.Dropout(0.2), nn.Linear(96 * (size // 8) ** 2, 64), nn.ReLU()]
+    return nn.Sequential(*block(channels, 24), *block(24, 64), *block(64, 96), *hidden, nn.Linear(64, 10))
 
 
 def load(folder: Path) -> nn.Sequential:
     """Return the trained network from its folder, in evaluation mode."""
-    network = build()
     weights = load_file(folder / "model.safetensors")
+    network = build(*((3, 32) if weights["0.weight"].shape[1] == 3 else (1, 28)))
     network.load_state_dict(
         {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     )
@@ -48,7 +49,7 @@ def load(folder: Path) -> nn.Sequential:
 
 @torch.no_grad()
 def outputs(network: nn.Module, pixels: np.ndarray, batch: int = 500) -> np.ndarray:
-    """Return the network's output on images `(N, 1, 28, 28)` in [-1, 1], batch after batch."""
+    """Return the network's output on images `(N, C, H, W)` in [-1, 1], batch after batch."""
     parts = np.array_split(pixels, -(-len(pixels) // batch))
     return torch.cat([network(torch.from_numpy(part)) for part in parts]).numpy()
 
@@ -62,7 +63,7 @@ def train(name: str, data: Path | None, out: Path) -> None:
     pixels, labels = images.load(name, data)
     pixels, labels = torch.from_numpy(images.scaled(pixels)), torch.from_numpy(labels)
     test_pixels, test_labels = images.load(name, data, "test")
-    network = build()
+    network = build(*pixels.shape[1:3])
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     steps = EPOCHS[name] * (len(pixels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)

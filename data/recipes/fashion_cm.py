@@ -1,50 +1,69 @@
-"""Distil `fashion-cm` from `fashion-ddpm`: a consistency model of one or two steps (arXiv 2303.01469, algorithm 2).
+"""Distil `fashion-cm` from `fashion-ddpm`: a consistency model of one or two steps (arXiv 2303.01469).
 
-Run `python data/recipes/fashion_cm.py --data fashion_mnist.npz --work build/fashion-cm`.
+Run `python data/recipes/fashion_cm.py --work build/fashion-cm`; the teacher makes its own data.
 
-On a grid of 25 noise levels the teacher takes one DDIM step, and the image that the student sees in the noisier
-state is pulled to the one it sees in the cleaner state (no gradient there), by the pseudo-Huber distance of
-arXiv 2310.14189. Boundary condition and scheduler are those of latent consistency models (arXiv 2310.04378);
-the student has the teacher's network and first weights, but predicts v (arXiv 2202.00512), which stays of the
-size of an image at the noisiest level. Resumable, see `training.py`.
+The teacher runs from noise to images by 25 steps of DDIM, and the student learns the consistency function of
+these paths, from every state to the path's end, by the pseudo-Huber distance of arXiv 2310.14189. The levels that
+one and two steps start from are half of its examples. (Pulling each state's image to the next state's, algorithm 2
+of the first paper, kept the noise in the images after as much training.) Boundary condition and scheduler are
+those of latent consistency models (arXiv 2310.04378); the student has the teacher's network and first weights, but
+predicts v (arXiv 2202.00512), which is of the size of an image at the noisiest level. Resumable, see `training.py`.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 import training
-from diffusers import DDIMScheduler, LCMScheduler, UNet2DModel
+from diffusers import LCMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-TEACHER = Path(__file__).resolve().parents[1] / "models" / "fashion-ddpm"
-LEVELS, STRIDE = 1000, 40
+import antinb
+
+TEACHER, STEPS = "fashion-ddpm", 25
 SCHEDULER = LCMScheduler(
-    LEVELS,
+    1000,
     beta_start=0.0001,
     beta_end=0.02,
     beta_schedule="linear",
-    original_inference_steps=LEVELS // STRIDE,
+    original_inference_steps=STEPS,
+    clip_sample=True,
     prediction_type="v_prediction",
-    set_alpha_to_one=False,
-    rescale_betas_zero_snr=False,
 )
-
-
-@cache
-def teacher(device: str) -> tuple[UNet2DModel, DDIMScheduler]:
-    """Return the teacher's network in single precision and its sampler, on the student's grid."""
-    scheduler = DDIMScheduler.from_pretrained(TEACHER / "scheduler", set_alpha_to_one=False)
-    scheduler.set_timesteps(LEVELS // STRIDE)
-    return build().to(device).requires_grad_(False), scheduler
+SCHEDULER.set_timesteps(STEPS)
+LEVELS = SCHEDULER.timesteps
+USED = (0, 12)  # where one and two steps start: 999 and 519
 
 
 def build() -> UNet2DModel:
     """Return the student before its training: the teacher's network and weights."""
-    return UNet2DModel.from_pretrained(TEACHER / "unet", torch_dtype=torch.float32)
+    return UNet2DModel.from_pretrained(antinb.zoo.DATA / "models" / TEACHER / "unet", torch_dtype=torch.float32)
+
+
+def draw_paths(count: int, work: Path, device: str, batch: int = 100) -> tuple[Tensor, Tensor]:
+    """Return the teacher's states at LEVELS `(N, STEPS, 1, 28, 28)` and its images; WORK/paths keeps them."""
+    folder = work / "paths"
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = antinb.load(TEACHER, steps=STEPS, device=device)
+    teacher = replace(teacher, config={**teacher.config, "timestep_spacing": "trailing"})
+    assert teacher.timesteps == LEVELS.tolist()
+    for first in range(0, count, batch):
+        path = folder / f"{first:06d}.safetensors"
+        if path.exists():
+            continue
+        design = antinb.noise.iid(first + batch)
+        noise = antinb.draws.rows(design, teacher.shape, seed=training.SEED, units=range(first, first + batch))
+        with torch.autocast(device, torch.bfloat16):
+            images, parts = teacher.trajectory(noise.to(device))
+        save_file({"states": parts["state"].half(), "images": images.half()}, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+    parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))[: count // batch]]
+    return torch.cat([part["states"] for part in parts]), torch.cat([part["images"] for part in parts]).float()
 
 
 def endpoint(network: UNet2DModel, x: Tensor, t: Tensor) -> Tensor:
@@ -56,39 +75,27 @@ def endpoint(network: UNet2DModel, x: Tensor, t: Tensor) -> Tensor:
     return skip * x + out * (signal.sqrt() * x - (1 - signal).sqrt() * v.float())
 
 
-@torch.no_grad()
-def ddim_step(x: Tensor, t: Tensor, before: Tensor) -> Tensor:
-    """Return the state of the teacher one step of DDIM closer to the data, its image clipped as in its sampler."""
-    network, scheduler = teacher(str(x.device))
-    signals = scheduler.alphas_cumprod.to(x.device)
-    here, there = (signals[level][:, None, None, None] for level in (t, before))
-    with torch.autocast(x.device.type, torch.bfloat16):
-        noise = network(x, t).sample.float()
-    image = ((x - (1 - here).sqrt() * noise) / here.sqrt()).clamp(-1, 1)
-    noise = (x - here.sqrt() * image) / (1 - here).sqrt()
-    return there.sqrt() * image + (1 - there).sqrt() * noise
-
-
-def loss(network: UNet2DModel, generator: torch.Generator, clean: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean squared and the pseudo-Huber distance of the two images."""
-    steps = torch.randint(1, LEVELS // STRIDE + 1, (len(clean),), generator=generator)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    t = (steps * STRIDE - 1).to(clean.device)
-    before = (t - STRIDE).clamp(min=0)
-    x = SCHEDULER.add_noise(clean, noise, t)
-    with torch.no_grad():
-        target = endpoint(network, ddim_step(x, t, before), before)
-    error = (endpoint(network, x, t) - target).square().sum((1, 2, 3))
-    width = 0.00054 * clean[0].numel() ** 0.5
-    return error.mean() / clean[0].numel(), ((error + width**2).sqrt() - width).mean() / clean[0].numel() ** 0.5
+def loss(network: UNet2DModel, generator: torch.Generator, states: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean squared and the pseudo-Huber distance of the student's images to the ends of the paths."""
+    steps = torch.randint(0, STEPS, (len(images),), generator=generator)
+    used = torch.tensor(USED)[torch.randint(0, len(USED), (len(images),), generator=generator)]
+    steps = torch.where(torch.rand(len(images), generator=generator) < 0.5, used, steps)
+    x = states[torch.arange(len(images)), steps.to(states.device)].float()
+    size = images[0].numel()
+    error = (endpoint(network, x, LEVELS[steps].to(x.device)) - images).square().sum((1, 2, 3))
+    width = 0.00054 * size**0.5
+    return error.mean() / size, ((error + width**2).sqrt() - width).mean() / size**0.5
 
 
 @click.command()
-@training.options(total=200_000)
-def train(**options) -> None:
+@training.options(total=100_000)
+@click.option("--paths", default=6_000, help="paths of the teacher, the first 500 held out")
+def train(data: Path | None, paths: int, **options) -> None:  # noqa: ARG001
     """Train the student and write WORK/pipeline, a folder with `unet` and `scheduler`."""
+    drawn = [part.to(options["device"]) for part in draw_paths(paths, options["work"], options["device"])]
+    train, held_out = (tuple(part[rows] for part in drawn) for rows in (slice(500, None), slice(500)))
     network = build()
-    folder = training.fit(network, loss, "fashion_mnist", **options)
+    folder = training.fit_to(train, held_out, network, loss, **options)
     network.half().save_pretrained(folder / "unet")
     SCHEDULER.save_pretrained(folder / "scheduler")
 

@@ -180,15 +180,29 @@ def fit(
     start: Path | None = None,
     validation: slice = slice(1000),
 ) -> Path:
-    """Train the network on a data set, give it its EMA weights and return the folder WORK/pipeline.
-
-    `loss(network, generator, images, labels)` returns the loss to report and the loss to minimise; `validation`
-    picks the test images to validate on; the rest are the options. The folder then holds `training.json`, the
-    recipe adds the weights.
-    """
-    work.mkdir(parents=True, exist_ok=True)
+    """Train the network on the images of a data set; `validation` picks the test images to validate on."""
     train = tensors(name, data, "train", slice(None), device)
     held_out = tensors(name, data, "test", validation, device)
+    return fit_to(train, held_out, network, loss, work=work, total=total, device=device, start=start)
+
+
+def fit_to(
+    train: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    network: nn.Module,
+    loss: Loss,
+    *,
+    work: Path,
+    total: int,
+    device: str,
+    start: Path | None = None,
+) -> Path:
+    """Train the network, give it its EMA weights and return the folder WORK/pipeline.
+
+    `loss(network, generator, *rows of the data)` returns the loss to report and the loss to minimise; the rest are
+    the options. The folder then holds `training.json`, the recipe adds the weights.
+    """
+    work.mkdir(parents=True, exist_ok=True)
     training, checkpoint, steps = Training(network.to(device)), work / "checkpoint.safetensors", total // BATCH
     if start:
         training.start_from(start)
