@@ -78,7 +78,7 @@ class Consistency(Integrator):
 
     @torch.no_grad()
     def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
-        scheduler, numbers, x = self._set_scheduler(), itertools.count(1), noise.to(self.like)
+        scheduler, numbers, x = self._set_scheduler(), itertools.count(1), self._start(noise)
         for index, t in enumerate(scheduler.timesteps):
             output, last = self._guided(x, t, condition), index == self.steps - 1
             with nullcontext() if last else supply(len(x), draw, numbers):

@@ -96,7 +96,8 @@ class Decoder:
         check_noise(noise, self.shape)
         if condition is not None:
             raise ValueError(f"a Decoder takes no condition; got {condition.tolist()}")
-        return 2 * self.network(noise.to(self.like)).sigmoid() - 1
+        logits = self.network(noise.to(self.like))
+        return 2 * logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid() - 1
 
     def describe(self) -> dict[str, object]:
         """Return model, weights, latent shape and network calls, for the record."""
@@ -176,7 +177,8 @@ class Latent:
             ValueError: as the sampler's `generate`.
         """
         latents = self.sampler.generate(noise, draw=draw, condition=condition)
-        return self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
+        scaled = latents / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(scaled.to(self.autoencoder.dtype)).sample.to(latents.dtype)
 
     def describe(self) -> dict[str, object]:
         """Return what the sampler and the autoencoder are, and the network calls of both, for the record."""

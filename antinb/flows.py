@@ -120,7 +120,7 @@ class RectifiedFlow(Integrator):
 
     @torch.no_grad()
     def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
-        x = noise.to(self.like)
+        x = self._start(noise)
         for t, after in zip(self.times, self.times[1:], strict=False):
             v = self.velocity(x, t, condition)
             following = x + (after - t) * v

@@ -183,7 +183,7 @@ class Diffusion(Integrator):
         scheduler.set_timesteps(self.steps)
         stochastic = self.scheduler == "ddpm" or self.eta > 0
         step = partial(scheduler.step, eta=self.eta) if self.scheduler == "ddim" else scheduler.step
-        x = noise.to(self.like) * scheduler.init_noise_sigma
+        x = self._start(noise) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             eps = self.predict_noise(scheduler.scale_model_input(x, t), t, condition)
             with supply(len(x), draw, numbers) if stochastic else nullcontext():

@@ -99,10 +99,14 @@ class Integrator(ABC):
         return free + self.guidance * (towards - free)
 
     def _output(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        output = self._compiled(x, torch.as_tensor(t, device=x.device), condition)
+        output = self._compiled(x.to(self.like), torch.as_tensor(t, device=x.device), condition)
         if output.shape != x.shape:
             raise ValueError(f"the network must return the shape {tuple(x.shape)}; got {tuple(output.shape)}")
-        return output
+        return output.to(x.dtype)
+
+    def _start(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return the noise where the network is; states and images of a half-precision network stay in single."""
+        return noise.to(self.like.device, torch.promote_types(self.like.dtype, torch.float32))
 
     @cached_property
     def _compiled(self) -> Network:

@@ -58,7 +58,7 @@ def test_two_steps_put_the_step_noise_on_the_first_image():
     found, signal = model.generate(z, draw=draw), SIGNALS[model.timesteps[1]]
     again = signal.sqrt() * end(z, SIGNALS[999]) + (1 - signal).sqrt() * w
     torch.testing.assert_close(found, end(again, signal), rtol=0, atol=3e-5)
-    assert streams == [(1, (4, *SIZE))]
+    assert streams == [(1, SIZE)]
     assert (model.timesteps[0], model.evaluations) == (999, 2)
 
 
