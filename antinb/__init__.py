@@ -14,6 +14,7 @@ _HOME = {"load": "zoo", "sample": "sampling"}
 _MODULES = (
     "consistency",
     "controls",
+    "couplings",
     "correlation",
     "dataset",
     "decoders",

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -21,9 +22,13 @@ from antinb import consistency, decoders, flows, generators, networks, pipelines
 from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
 
+if TYPE_CHECKING:
+    from antinb import couplings
+
 _HERE = Path(__file__).parent
 DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
 PARTS, SCHEDULER = ("unet", "transformer"), "scheduler/scheduler_config.json"
 DISGUISES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zipped torch files, pickle protocols
 
@@ -61,7 +66,7 @@ def load(
 
     Args:
         source: name of a shipped model (`antinb models` lists them), path of a diffusers folder with
-            `unet/` or `transformer/`, `scheduler/` and maybe `vae/`, or of a decoder with `config.json`, a
+            `unet/` or `transformer/`, `scheduler/` and maybe `vae/`, or of a one-call model with `config.json`, a
             diffusers pipeline with a UNet, which is called as it is, or a callable from noise `(B, *shape)` to
             images `(B, C, H, W)`.
         steps: number of steps, 50 if None, of a consistency model 1.
@@ -175,9 +180,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder(folder: Path, device: torch.device) -> Sampler | decoders.Decoder | decoders.Latent:
-    if (folder / "config.json").exists() and _config(folder, "config.json").get("kind") == "vae":
-        return _decoder(folder, device)
+def _folder(
+    folder: Path, device: torch.device
+) -> Sampler | decoders.Decoder | decoders.Latent | couplings.NormalizingFlow:
+    if (folder / "config.json").exists():
+        return _one_call(folder, device)
     config = _config(folder, SCHEDULER)
     if (folder / "mixture.safetensors").exists():
         known, size, path = _mixture(folder, device)
@@ -216,14 +223,24 @@ def _from_network(network: nn.Module, config: dict[str, object], **identity: obj
     return kinds.get(config.get("_class_name"), generators).from_network(network, config, **identity)
 
 
-def _decoder(folder: Path, device: torch.device) -> decoders.Decoder:
+def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | couplings.NormalizingFlow:
+    """Return a generator of antinb's own kinds, which make an image in one call."""
     settings = _config(folder, "config.json")
-    missing = {"latent", "width"} - set(settings)
+    kind = settings.get("kind")
+    if kind not in OWN_KINDS:
+        raise ValueError(f"{folder.name}/config.json: kind must be one of {', '.join(OWN_KINDS)}; got {kind!r}")
+    missing = set(OWN_KINDS[kind]) - set(settings)
     if missing:
         raise ValueError(f"{folder.name}/config.json lacks {min(missing)!r}")
+    if kind == "normalizing flow":  # only who loads one imports zuko, which turns off torch's checks of distributions
+        from antinb import couplings
+    build = decoders.decoder if kind == "vae" else couplings.flow
     path, tensors, _ = _tensors(folder, "model.safetensors", device)
-    network = _filled(decoders.decoder(settings["latent"], settings["width"]), tensors, folder.name, device)
-    return decoders.Decoder(network, settings["latent"], {"model": folder.name, "weights_sha256": _sha256(path)})
+    network = _filled(build(*(settings[name] for name in OWN_KINDS[kind])), tensors, folder.name, device)
+    identity = {"model": folder.name, "weights_sha256": _sha256(path)}
+    if kind == "vae":
+        return decoders.Decoder(network, settings["latent"], identity)
+    return couplings.NormalizingFlow(network, (1, settings["size"], settings["size"]), identity)
 
 
 def _filled(network: nn.Module, tensors: dict[str, torch.Tensor], name: str, device: torch.device) -> nn.Module:

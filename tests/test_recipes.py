@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import antinb
+
 RECIPES = Path(__file__).parents[1] / "data" / "recipes"
 
 
@@ -27,16 +29,26 @@ def recipes(monkeypatch):
         sys.modules.pop(path.stem, None)
 
 
-@pytest.fixture
-def data(tmp_path):
-    """Write a small data set of noise in the form of MNIST."""
+def write(path, *size):
     random = np.random.default_rng(0)
     arrays = {}
     for split in ("train", "test"):
-        arrays[f"{split}_images"] = random.integers(0, 256, (16, 28, 28), np.uint8)
+        arrays[f"{split}_images"] = random.integers(0, 256, (16, *size), np.uint8)
         arrays[f"{split}_labels"] = random.integers(0, 10, 16)
-    np.savez(tmp_path / "data.npz", **arrays)
-    return tmp_path / "data.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Write a small data set of noise in the form of MNIST."""
+    return write(tmp_path / "data.npz", 28, 28)
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Write a small data set of noise in the form of CIFAR-10."""
+    return write(tmp_path / "colours.npz", 32, 32, 3)
 
 
 def stop_at(step, monkeypatch, training):
@@ -69,9 +81,45 @@ def assert_equal(whole, halves):
     assert (whole / "curve.csv").read_text() == (halves / "curve.csv").read_text()
 
 
-@pytest.mark.parametrize("name", ["fashion_ddpm", "fashion_rf", "mnist_vae"])
+@pytest.mark.parametrize("name", ["fashion_ddpm", "fashion_rf", "fashion_dit", "mnist_vae"])
 def test_a_resumed_training_equals_one_never_stopped(name, recipes, data, tmp_path, monkeypatch):
     assert_equal(*train_both(recipes(name), monkeypatch, tmp_path, stop=3, steps=5, data=data))
+
+
+def test_both_trainings_of_latent_diffusion_resume(recipes, data, tmp_path, monkeypatch):
+    whole, halves = train_both(recipes("fashion_ldm"), monkeypatch, tmp_path, stop=3, steps=4, data=data)
+    assert_equal(whole / "autoencoder", halves / "autoencoder")
+    assert_equal(whole, halves)
+    model = antinb.load(whole / "pipeline", steps=2)
+    latents = recipes("fashion_ldm").latents(model.autoencoder, torch.rand(4, 1, 28, 28) * 2 - 1)
+    assert (model.shape, latents.shape[1:]) == ((4, 7, 7), (4, 7, 7))
+    assert not model.sampler.describe()["clip_sample"]
+
+
+def test_a_training_in_colour_resumes(recipes, colours, tmp_path, monkeypatch):
+    whole, halves = train_both(recipes("cifar10_ddpm"), monkeypatch, tmp_path, stop=3, steps=4, data=colours)
+    assert_equal(whole, halves)
+    model = antinb.load(whole / "pipeline", steps=2)
+    assert (model.shape, model.null) == ((3, 32, 32), 10)
+
+
+def test_a_distillation_resumes_on_the_paths_of_its_teacher(recipes, tmp_path, monkeypatch):
+    """Each state of a path leads on to the same image: one more step of the teacher makes the next state."""
+    recipe = recipes("fashion_cm")
+    states, drawn = recipe.draw_paths(4, tmp_path, "cpu", batch=2)
+    again = recipe.draw_paths(4, tmp_path, "cpu", batch=2)
+    assert torch.equal(states, again[0])
+    assert torch.equal(drawn, again[1])
+    z = torch.from_numpy(antinb.noise.iid(4).draw((1, 28, 28), seed=0)[:, 0])
+    torch.testing.assert_close(states[:, 0], z.half())
+    signal = recipe.SCHEDULER.alphas_cumprod[recipe.LEVELS[-1]]
+    residual = states[:, -1].float() - signal.sqrt() * drawn
+    assert float(residual.std()) < 2 * float((1 - signal).sqrt())
+
+    monkeypatch.setattr(recipe, "draw_paths", lambda *_: (states.repeat(130, 1, 1, 1, 1), drawn.repeat(130, 1, 1, 1)))
+    whole, halves = train_both(recipe, monkeypatch, tmp_path, stop=3, steps=4, data=None, paths=520)
+    assert_equal(whole, halves)
+    assert antinb.load(whole / "pipeline").evaluations == 1
 
 
 def test_a_training_from_a_finished_pipeline_resumes_too(recipes, data, tmp_path, monkeypatch):
@@ -86,6 +134,8 @@ def test_a_training_from_a_finished_pipeline_resumes_too(recipes, data, tmp_path
     [
         ("fashion_ddpm", "unet/diffusion_pytorch_model.safetensors", "ema."),
         ("fashion_rf", "unet/diffusion_pytorch_model.safetensors", "ema."),
+        ("fashion_dit", "transformer/diffusion_pytorch_model.safetensors", "ema."),
+        ("fashion_ldm", "unet/diffusion_pytorch_model.safetensors", "ema."),
         ("mnist_vae", "model.safetensors", "ema.decoder."),
     ],
 )

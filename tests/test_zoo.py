@@ -13,7 +13,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteSchedul
 from safetensors.torch import load_file, save_file
 
 import antinb
-from antinb import consistency, decoders, flows, generators, noise, zoo
+from antinb import consistency, couplings, decoders, flows, generators, noise, zoo
 from antinb.fingerprint import module_hash
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -120,6 +120,16 @@ def test_the_folder_tells_the_network_and_the_scheduler_what_it_predicts(part, n
     assert type(zoo.untrained(tmp_path, seed=0)) is kind
 
 
+def test_a_normalizing_flow_is_told_by_its_configuration(tmp_path):
+    network = couplings.flow(2, 4, 8)
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "normalizing flow", "layers": 2, "width": 4, "size": 8}))
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    model = antinb.load(tmp_path)
+    assert (model.shape, model.evaluations) == (SHAPE, 1)
+    z = torch.from_numpy(noise.iid(2).draw(SHAPE, seed=0)[:, 0])
+    torch.testing.assert_close(model.generate(z).flatten(1), network().transform.inv(z.flatten(1)))
+
+
 def test_a_folder_with_an_autoencoder_is_latent_diffusion(tmp_path):
     tiny_unet().save_pretrained(tmp_path / "unet")
     tiny_autoencoder().save_pretrained(tmp_path / "vae")
@@ -215,7 +225,7 @@ def test_broken_decoders_name_what_is_wrong(vae_folder):
     config.write_text(json.dumps({"kind": "vae", "latent": 5}))
     assert "config.json lacks 'width'" in refusal(vae_folder)
     config.write_text(json.dumps({"kind": "gan", "latent": 5, "width": 2}))
-    assert "lacks scheduler/scheduler_config.json" in refusal(vae_folder)
+    assert "kind must be one of vae, normalizing flow; got 'gan'" in refusal(vae_folder)
     config.write_text("[]")
     assert "config.json must hold a JSON object; got []" in refusal(vae_folder)
     config.write_text(json.dumps({"kind": "vae", "latent": 5, "width": 2}))
