@@ -130,8 +130,9 @@ def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _compressed(png: str) -> str:
-    """Return the same picture in fewer bytes: best compression, no alpha channel where all is opaque."""
+    """Return the picture in fewer bytes: 256 colours at most, best compression, no alpha channel if all is opaque."""
     image, packed = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-    opaque = image.mode == "RGBA" and image.getextrema()[3] == (255, 255)
-    (image.convert("RGB") if opaque else image).save(packed, "PNG", optimize=True)
+    if image.mode == "RGB" or (image.mode == "RGBA" and image.getextrema()[3] == (255, 255)):
+        image = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(packed, "PNG", optimize=True)
     return base64.b64encode(packed.getvalue()).decode()

@@ -101,7 +101,7 @@ def test_a_failing_cell_is_shown(workplace):
     assert "ValueError: x is 1" in done.output
 
 
-def test_pictures_written_back_are_smaller_and_the_same_to_the_pixel(tmp_path):
+def test_pictures_written_back_are_smaller_and_look_the_same(tmp_path):
     plt.plot([0, 1, 0.5])
     plt.savefig(tmp_path / "drawn.png")
     plt.close()
@@ -112,8 +112,9 @@ def test_pictures_written_back_are_smaller_and_the_same_to_the_pixel(tmp_path):
     notebooks.write_back(tmp_path / "run.ipynb", tmp_path / "kept.ipynb")
     kept = base64.b64decode(nbformat.read(tmp_path / "kept.ipynb", 4).cells[0].outputs[0].data["image/png"])
     assert len(kept) < 0.95 * len(drawn)
-    first, second = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in (drawn, kept))
-    np.testing.assert_array_equal(first, second)
+    first, second = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float) for png in (drawn, kept))
+    assert first.shape == second.shape
+    assert np.sqrt(((first - second) ** 2).mean()) < 1  # of 255 grey levels
 
 
 def test_in_place_commits_outputs_without_traces(workplace):
