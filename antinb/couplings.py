@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -14,9 +13,7 @@ from zuko.lazy import Flow, LazyTransform, UnconditionalDistribution, Unconditio
 from zuko.transforms import CouplingTransform, DependentTransform, MonotonicAffineTransform
 
 from antinb.checks import at_least
-from antinb.draws import StepNoise
-from antinb.fingerprint import module_hash
-from antinb.generators import check_noise
+from antinb.decoders import OneCall
 
 MARGIN, LEAST_SCALE, CELL = 0.05, 0.1, 4
 
@@ -99,66 +96,23 @@ def flow(layers: int, width: int, size: int, mean: torch.Tensor | None = None, s
 
 
 @dataclass(frozen=True, eq=False)
-class NormalizingFlow:
+class NormalizingFlow(OneCall):
     """A normalizing flow as a generator: the inverse of its map from images to noise, in one call.
 
     The images lie in [-1.12, 1.12] and are not clipped.
 
     Attributes:
-        flow: a zuko flow of flat grey images, put in evaluation mode.
+        network: a zuko flow of flat grey images, put in evaluation mode.
         shape: `(1, H, W)`.
         identity: name and sha256 of the weights, for the record.
 
     Source: Dinh, Sohl-Dickstein and Bengio, arXiv 1605.08803.
     """
 
-    evaluations: ClassVar[int] = 1
-    flow: Flow
+    network: Flow
     shape: tuple[int, ...]
     identity: Mapping[str, object] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Put the network in evaluation mode."""
-        self.flow.eval()
-
-    @property
-    def like(self) -> torch.Tensor:
-        """A tensor whose device and floating-point type are followed."""
-        return next(self.flow.parameters())
-
-    def with_(self, **settings: object) -> NormalizingFlow:
-        """Return the flow itself: it has no settings, only None passes.
-
-        Raises:
-            ValueError: for a setting.
-        """
-        unknown = [name for name, value in settings.items() if value is not None]
-        if unknown:
-            raise ValueError(f"a NormalizingFlow has no setting {min(unknown)!r}")
-        return self
-
-    @torch.no_grad()
-    def generate(
-        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the images of the noise, `(B, 1, H, W)` to the same, unclipped.
-
-        Raises:
-            ValueError: if the noise has another shape, or there is a condition.
-        """
-        check_noise(noise, self.shape)
-        if condition is not None:
-            raise ValueError(f"a NormalizingFlow takes no condition; got {condition.tolist()}")
-        images = self.flow().transform.inv(noise.flatten(1).to(self.like))
+    def _images(self, noise: torch.Tensor) -> torch.Tensor:
+        images = self.network().transform.inv(noise.flatten(1))
         return images.to(torch.promote_types(images.dtype, torch.float32)).view(-1, *self.shape)
-
-    def describe(self) -> dict[str, object]:
-        """Return model, weights, shape and network calls, for the record."""
-        return {
-            **self.identity,
-            "network_sha256": module_hash(self.flow),
-            "shape": list(self.shape),
-            "evaluations": self.evaluations,
-            "clip_image": False,
-            "dtype": str(self.like.dtype).removeprefix("torch."),
-        }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -39,8 +40,66 @@ def decoder(latent: int, width: int) -> nn.Sequential:
     )
 
 
+class OneCall(ABC):
+    """A generator that makes images in one call of `network`, without settings; its subclasses are dataclasses."""
+
+    evaluations: ClassVar[int] = 1
+    network: nn.Module
+    shape: tuple[int, ...]
+    identity: Mapping[str, object]
+
+    @abstractmethod
+    def _images(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return the images of noise that has the network's device and type."""
+
+    def __post_init__(self) -> None:
+        """Put the network in evaluation mode."""
+        self.network.eval()
+
+    @property
+    def like(self) -> torch.Tensor:
+        """A tensor whose device and floating-point type are followed."""
+        return next(self.network.parameters())
+
+    def with_(self, **settings: object) -> Self:
+        """Return the generator itself: it has no settings, only None passes.
+
+        Raises:
+            ValueError: for a setting.
+        """
+        unknown = [name for name, value in settings.items() if value is not None]
+        if unknown:
+            raise ValueError(f"a {type(self).__name__} has no setting {min(unknown)!r}")
+        return self
+
+    @torch.no_grad()
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the images of the noise, `(B, *shape)` to `(B, C, H, W)`, unclipped.
+
+        Raises:
+            ValueError: if the noise has another shape, or there is a condition.
+        """
+        check_noise(noise, self.shape)
+        if condition is not None:
+            raise ValueError(f"a {type(self).__name__} takes no condition; got {condition.tolist()}")
+        return self._images(noise.to(self.like))
+
+    def describe(self) -> dict[str, object]:
+        """Return model, weights, shape of the noise and network calls, for the record."""
+        return {
+            **self.identity,
+            "network_sha256": module_hash(self.network),
+            "shape": list(self.shape),
+            "evaluations": self.evaluations,
+            "clip_image": False,
+            "dtype": str(self.like.dtype).removeprefix("torch."),
+        }
+
+
 @dataclass(frozen=True, eq=False)
-class Decoder:
+class Decoder(OneCall):
     """The decoder of a variational autoencoder as a generator: latent noise `(B, latent)` to images `(B, C, H, W)`.
 
     The network's logits `l` are those of Bernoulli grey values; the image is their mean, `2 sigmoid(l) - 1` in
@@ -54,61 +113,18 @@ class Decoder:
     Source: Kingma and Welling, arXiv 1312.6114, appendix C.1.
     """
 
-    evaluations: ClassVar[int] = 1
     network: nn.Module
     latent: int
     identity: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Put the network in evaluation mode."""
-        self.network.eval()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one noise, `(latent,)`."""
         return (self.latent,)
 
-    @property
-    def like(self) -> torch.Tensor:
-        """A tensor whose device and floating-point type are followed."""
-        return next(self.network.parameters())
-
-    def with_(self, **settings: object) -> Decoder:
-        """Return the decoder itself: it has no settings, only None passes.
-
-        Raises:
-            ValueError: for a setting.
-        """
-        unknown = [name for name, value in settings.items() if value is not None]
-        if unknown:
-            raise ValueError(f"a Decoder has no setting {min(unknown)!r}")
-        return self
-
-    @torch.no_grad()
-    def generate(
-        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the images of the latents, `(B, latent)` to `(B, C, H, W)` in [-1, 1].
-
-        Raises:
-            ValueError: if the noise has another shape, or there is a condition.
-        """
-        check_noise(noise, self.shape)
-        if condition is not None:
-            raise ValueError(f"a Decoder takes no condition; got {condition.tolist()}")
-        logits = self.network(noise.to(self.like))
+    def _images(self, noise: torch.Tensor) -> torch.Tensor:
+        logits = self.network(noise)
         return 2 * logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid() - 1
-
-    def describe(self) -> dict[str, object]:
-        """Return model, weights, latent shape and network calls, for the record."""
-        return {
-            **self.identity,
-            "network_sha256": module_hash(self.network),
-            "shape": list(self.shape),
-            "evaluations": self.evaluations,
-            "clip_image": False,
-            "dtype": str(self.like.dtype).removeprefix("torch."),
-        }
 
 
 @dataclass(frozen=True, eq=False)
