@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
 QUIET = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
+LARGE = 150_000  # bytes
 HIDDEN = re.compile(r"/(?:root|home|work|tmp|Users|private|var)/[^\s\"']*")
 
 
@@ -130,9 +131,20 @@ def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _compressed(png: str) -> str:
-    """Return the picture in fewer bytes: 256 colours at most, best compression, no alpha channel if all is opaque."""
-    image, packed = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-    if image.mode == "RGB" or (image.mode == "RGBA" and image.getextrema()[3] == (255, 255)):
-        image = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(packed, "PNG", optimize=True)
-    return base64.b64encode(packed.getvalue()).decode()
+    """Return the same picture in fewer bytes: a palette if that is exact, no alpha channel where all is opaque.
+
+    A picture that is still larger than LARGE bytes, a sheet of many images, keeps its 256 nearest colours.
+    """
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    opaque = image.mode == "RGB" or (image.mode == "RGBA" and image.getextrema()[3] == (255, 255))
+    exact = image.convert("RGB") if opaque else image
+    packed = _packed(exact.quantize(256, dither=Image.Dither.NONE) if opaque and exact.getcolors(256) else exact)
+    if opaque and len(packed) > LARGE:
+        packed = _packed(exact.quantize(256, dither=Image.Dither.NONE))
+    return base64.b64encode(packed).decode()
+
+
+def _packed(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
