@@ -180,9 +180,11 @@ def two_level(
 def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
     r"""Return from a pilot how two levels are best used: coefficient, coarse units a fine one, efficiency.
 
-    `b = Cov(F, C)/Var(C)`; with costs `c_1` of a unit on both levels and `c_2` on the coarse one,
+    With costs `c_1` of a unit on both levels and `c_2` on the coarse one, b minimises
+    `sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2)`: with q^2 = c_2/c_1 and r = Corr(F, C) it is
+    `b = sd(F)/sd(C) sign(r) max(|r| - q sqrt((1 - r^2)/(1 - q^2)), 0)`, less than the regression's. Then
     `n'/n = sqrt(b^2 Var(C) c_1 / (Var(F - b C) c_2))`, and the efficiency against the fine sampler alone, of
-    the same design, `Var(F) c_F / (sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2))^2`.
+    the same design, is `Var(F) c_F / (sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2))^2`.
 
     Args:
         fine: `(statistic, unit, member)` of a pilot with the fine sampler.
@@ -213,11 +215,14 @@ def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[
     `covariance` is the (2, 2) of the unit means of the fine and the coarse sampler, `fine` and `coarse` are
     the evaluations that one unit costs.
     """
-    b = covariance[0, 1] / covariance[1, 1]
-    rest, moved, both = covariance[0, 0] - b * covariance[0, 1], b**2 * covariance[1, 1], fine + coarse
+    variance, moved_variance = np.diag(covariance)
+    rho, both = covariance[0, 1] / (variance * moved_variance) ** 0.5, fine + coarse
+    share = coarse / both
+    weight = max(abs(rho) - (share * max(1 - rho**2, 0) / (1 - share)) ** 0.5, 0)
+    b = np.sign(rho) * weight * (variance / moved_variance) ** 0.5
+    rest, moved = max(1 - 2 * weight * abs(rho) + weight**2, 0), weight**2  # in variances of the fine sampler
     ratio = (moved * both / (rest * coarse)) ** 0.5 if rest > 0 else np.inf
-    spread = ((max(rest, 0) * both) ** 0.5 + (moved * coarse) ** 0.5) ** 2
-    efficiency = covariance[0, 0] * fine / spread
+    efficiency = fine / ((rest * both) ** 0.5 + (moved * coarse) ** 0.5) ** 2
     numbers = {"coefficient": b, "coarse_units_per_fine": ratio, "predicted_efficiency": efficiency}
     return {name: float(number_) for name, number_ in numbers.items()}
 

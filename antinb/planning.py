@@ -226,7 +226,8 @@ def _levels(means: np.ndarray, costs: list[float]) -> list[dict[str, float]]:
         if covariance[1, 1] > 0:  # a rare event may not happen in the pilot's coarse images
             best = controls.best_allocation(covariance, *costs)
         b, ratio = best["coefficient"], min(max(best["coarse_units_per_fine"], 1), 1000)
-        row = {"levels": 2, "variance": max(fine - b * covariance[0, 1], 0) + b**2 * covariance[1, 1] / ratio}
+        rest, moved = max(fine - 2 * b * covariance[0, 1] + b**2 * covariance[1, 1], 0), b**2 * covariance[1, 1]
+        row = {"levels": 2, "variance": rest + moved / ratio}
         row |= {"cost": costs[0] + (1 + ratio) * cost, "coefficient": b, "coarse_units": ratio}
         row |= {"unit_cost": costs[0] + cost, "coarse_cost": cost}
         spread = (fine * covariance[1, 1]) ** 0.5

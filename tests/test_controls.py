@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
+from scipy.optimize import minimize_scalar
 
 import antinb
 from antinb import controls, estimation, modes, noise, statistics
@@ -126,17 +127,36 @@ def test_two_levels_are_unbiased_and_their_intervals_cover():
 
 
 def test_the_allocation_predicts_what_two_levels_save():
-    """C = F + independent noise of variance v: b = 1 / (1 + v) for F of variance 1, closed forms for the rest."""
+    """C = F + independent noise of variance v: the spread of two levels as a function of b, minimised by SciPy."""
     v, design = 0.05, noise.iid(20_000)
     arms = run(design, lambda c: c[..., 0], 0, 50), run(design, lambda c: c[..., 0] + v**0.5 * c[..., 5], 0, 5)
     row = controls.allocation(*arms).iloc[0]
-    b = 1 / (1 + v)
-    rest, moved = 1 - b, b
-    assert row["coefficient"] == pytest.approx(b, abs=0.01)
-    assert row["correlation"] == pytest.approx(b**0.5, abs=0.005)
+
+    def parts(b):
+        return (1 - b) ** 2 + b**2 * v, b**2 * (1 + v)
+
+    def spread(b):
+        rest, moved = parts(b)
+        return (rest * 55) ** 0.5 + (moved * 5) ** 0.5
+
+    best = minimize_scalar(spread, bounds=(0, 1), method="bounded", options={"xatol": 1e-9})
+    rest, moved = parts(best.x)
+    assert row["coefficient"] == pytest.approx(best.x, abs=0.01)
+    assert row["correlation"] == pytest.approx((1 / (1 + v)) ** 0.5, abs=0.005)
     assert row["coarse_units_per_fine"] == pytest.approx((moved * 55 / (rest * 5)) ** 0.5, rel=0.03)
-    known = 50 / ((rest * 55) ** 0.5 + (moved * 5) ** 0.5) ** 2
-    assert row["predicted_efficiency"] == pytest.approx(known, rel=0.03)
+    assert row["predicted_efficiency"] == pytest.approx(50 / best.fun**2, rel=0.03)
+
+
+@pytest.mark.parametrize("rho", [-0.999, -0.8, -0.1, 0.0, 0.3, 0.98])
+def test_no_other_coefficient_is_cheaper(rho):
+    sd, costs = np.array([2.0, 3.0]), (20, 5)
+    covariance = np.array([[1, rho], [rho, 1]]) * sd[:, None] * sd
+    found = controls.best_allocation(covariance, *costs)
+    b = np.linspace(-1, 1, 20_001)
+    rest, moved = sd[0] ** 2 - 2 * b * covariance[0, 1] + b**2 * sd[1] ** 2, b**2 * sd[1] ** 2
+    spread = ((rest * sum(costs)) ** 0.5 + (moved * costs[1]) ** 0.5) ** 2
+    assert found["coefficient"] == pytest.approx(b[spread.argmin()], abs=1e-4)
+    assert found["predicted_efficiency"] == pytest.approx(sd[0] ** 2 * costs[0] / spread.min(), rel=1e-6)
 
 
 def test_two_levels_of_a_sampler_agree_with_the_fine_one(mixture_generator):

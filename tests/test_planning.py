@@ -54,9 +54,9 @@ def test_two_levels_of_a_plan_are_those_of_an_allocation():
     row = found.loc["sobol(32, antithetic)"]
     assert row["coefficient"] == pytest.approx(known["coefficient"])
     assert row["coarse_units"] == pytest.approx(max(1, known["coarse_units_per_fine"]))
-    b, plain = 1.59 / 1.63, found.loc["iid"]
-    rest, moved = 1.59 - b * 1.59, b**2 * 1.63
-    known = 1.59 * 20 / ((rest * 25) ** 0.5 + (moved * 5) ** 0.5) ** 2
+    b, plain = np.linspace(0, 1, 10_001), found.loc["iid"]
+    rest, moved = 1.59 - 2 * b * 1.59 + b**2 * 1.63, b**2 * 1.63
+    known = 1.59 * 20 / (((rest * 25) ** 0.5 + (moved * 5) ** 0.5) ** 2).min()
     assert plain["efficiency"] == pytest.approx(known, rel=0.03)
     assert plain["correlation"] == pytest.approx((1.59 / 1.63) ** 0.5, abs=0.005)
     units = plain["variance"], plain["cost"]
