@@ -12,7 +12,7 @@ from antinb import estimation, modes
 from antinb.checks import at_least, number
 from antinb.intervals import LEVELS, welch
 from antinb.noise import Design
-from antinb.statistics import defined, design, evaluations
+from antinb.statistics import check_same_generator, defined, design, evaluations
 
 
 def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int = 6) -> xr.DataArray:
@@ -152,11 +152,10 @@ def two_level(
     number("level", level, *LEVELS)
     b = number("coefficient", coefficient, -1e9, 1e9)
     two_costs(fine, coarse)
-    same = set(coarse.attrs) - {"seed", "design", "batch", "threads", "versions", "config_hash"}
-    for key in sorted(same | {"condition"}):
-        if many.attrs.get(key) != coarse.attrs.get(key):
-            found = f"their {key} is {coarse.attrs.get(key)} and {many.attrs.get(key)}"
-            raise ValueError(f"the many units are of the coarse sampler itself; {found}")
+    check_same_generator(coarse, many)
+    if many.attrs.get("condition") != coarse.attrs.get("condition"):
+        found = f"{coarse.attrs.get('condition')} and {many.attrs.get('condition')}"
+        raise ValueError(f"the many units are of the same condition; got {found}")
     if many.attrs["seed"] == fine.attrs["seed"]:
         raise ValueError(f"the many coarse units need another seed than the fine ones; got {many.attrs['seed']}")
     rows = []

@@ -19,7 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from antinb.checks import at_least, number
 from antinb.intervals import LEVELS, bootstrap_t, skew_interval, two_stage, welch, welch_interval
-from antinb.statistics import design, evaluations
+from antinb.statistics import check_same_generator, design, evaluations
 
 METHODS = ("t", "skew")
 CHUNK = 2_000_000
@@ -87,11 +87,12 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
 def compare(
     values: xr.DataArray, baseline: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop: bool = False
 ) -> pd.DataFrame:
-    r"""Return the efficiency of a design against plain Monte Carlo at equal network evaluations.
+    r"""Return the efficiency of a design against another, mostly plain Monte Carlo, at equal network evaluations.
 
-    `efficiency = v / (M Var(unit mean))`, M the members of a unit: how many times as many images plain
-    Monte Carlo would need. v is the variance of one image's statistic, pooled over the images of both
-    runs, whose marginals are equal; of values after `controls.regression` it is the baseline's.
+    `efficiency = M' Var'(unit mean) / (M Var(unit mean))`, M the members of a unit and ' the baseline: how many
+    times as many images the baseline would need. Against independent images, `M' = 1`, the numerator is the
+    variance of one image's statistic, pooled over the images of both runs, whose marginals are equal; of values
+    after `controls.regression` it is the baseline's alone.
     `width_efficiency` is the same of the squared interval widths, with the t quantiles of each;
     `narrower_percent = 100 (1 - width_efficiency^(-1/2))`; the paper's "90% narrower" is an efficiency
     of 100. Intervals: studentized bootstrap of `log efficiency` over the units of both runs. Of pair
@@ -99,7 +100,7 @@ def compare(
 
     Args:
         values: `(statistic, unit, member)` of the design.
-        baseline: the same statistics of a run of `noise.iid` with another seed.
+        baseline: the same statistics of the same generator with another design and seed, such as `noise.iid`.
         level: of the intervals.
         seed: of the bootstrap.
         drop: as for `interval`.
@@ -108,27 +109,26 @@ def compare(
         Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations`.
 
     Raises:
-        ValueError: as `interval`, for fewer than 8 units, several conditions, a baseline of more than
-            one member a unit or of the same seed, or models that cost differently.
+        ValueError: as `interval`, for fewer than 8 units, several conditions, a baseline of the same seed, or
+            another generator.
     """
     number("level", level, *LEVELS)
-    costs = [evaluations(table) / (table.sizes["unit"] * table.sizes["member"]) for table in (values, baseline)]
-    if baseline.sizes["member"] != 1 or costs[0] != costs[1]:
-        found = f"{baseline.sizes['member']} members, {costs[0]:g} and {costs[1]:g} evaluations"
-        raise ValueError(f"the baseline is independent draws at the same evaluations an image; got {found}")
+    check_same_generator(values, baseline)
     if values.attrs["seed"] == baseline.attrs["seed"]:
         raise ValueError(
             f"runs of one seed share their noise; take another for the baseline; got {values.attrs['seed']}"
         )
-    estimator, rows = functools.partial(_log_efficiency, pooled="control" not in values.attrs), []
+    members, rows = baseline.sizes["member"], []
+    estimator = functools.partial(_log_efficiency, pooled="control" not in values.attrs and members == 1)
     for name in values["statistic"].values.tolist():
         units, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
         plain, others, _ = _unit_members(baseline.sel(statistic=name), name, drop)
         if len({*classes.tolist(), *others.tolist()}) > 1:
             raise ValueError("designs are compared within one condition; select it in both runs first")
         _stratified(units.mean(1), np.zeros(len(units)), name)
+        plain = plain.mean(1, keepdims=True) * members**0.5
         found = np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
-        quantiles = stats.t.ppf((1 + level) / 2, [units.size - 1, len(units) - 1])
+        quantiles = stats.t.ppf((1 + level) / 2, [units.size / members - 1, len(units) - 1])
         widths = found * (quantiles[0] / quantiles[1]) ** 2
         for quantity, numbers in (
             ("efficiency", found),
@@ -293,7 +293,7 @@ def _log_odd_over_even(pairs: np.ndarray) -> tuple[float, float]:
 
 
 def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tuple[float, float]:
-    """Return `log(v / (M Var(unit mean)))` and its standard error (delta method), v pooled or of the plain run."""
+    """Return `log(v / (M Var(unit mean)))` and its standard error (delta method), v pooled or of the baseline."""
     squares = [(part - part.mean()) ** 2 for part in ((units, plain) if pooled else (plain,))]
     freedom = sum(square.size - 1 for square in squares)
     variance = sum(square.sum() for square in squares) / freedom

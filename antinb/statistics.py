@@ -15,6 +15,7 @@ import xarray as xr
 from antinb.dataset import DIMS
 
 Statistic = Callable[[np.ndarray], np.ndarray]
+RUN = {"seed", "design", "batch", "threads", "versions", "config_hash", "condition", "control"}  # not the generator's
 
 
 def luma(images: np.ndarray) -> np.ndarray:
@@ -134,6 +135,14 @@ def evaluations(values: xr.DataArray) -> int:
 def design(values: xr.DataArray) -> str:
     """Return the name of the design that measured values come from; ValueError as `evaluations`."""
     return _attr(values, "design")["name"]
+
+
+def check_same_generator(first: xr.DataArray, second: xr.DataArray) -> None:
+    """Refuse values of two generators, or of one with other settings; ValueError names the first difference."""
+    for key in sorted({*first.attrs, *second.attrs} - RUN):
+        if first.attrs.get(key) != second.attrs.get(key):
+            found = f"their {key} is {first.attrs.get(key)} and {second.attrs.get(key)}"
+            raise ValueError(f"both runs must be of the same generator; {found}")
 
 
 def _attr(values: xr.DataArray, name: str) -> object:

@@ -215,13 +215,13 @@ KNOWN = controls.features(DESIGN, SHAPE, seed=0, leading=1)
         ),
         (
             lambda: controls.two_level(VALUES, COARSE, run(DESIGN, squares, 1)),
-            "of the coarse sampler itself; their evaluations is 5 and 20",
+            "of the same generator; their evaluations is 5 and 20",
         ),
         (lambda: controls.allocation(VALUES, COARSE * 0), "units that differ on both levels"),
         (lambda: controls.allocation(VALUES, VALUES), "fewer evaluations"),
         (
             lambda: controls.two_level(VALUES, COARSE, run(DESIGN, squares, 1, 5).assign_attrs(condition="3")),
-            "of the coarse sampler itself; their condition is None and 3",
+            "the many units are of the same condition; got None and 3",
         ),
         (
             lambda: controls.regression(VALUES, KNOWN, fixed=FIXED.assign_coords(feature=["mode 3^2"])),

@@ -111,6 +111,20 @@ def test_efficiency_of_pairs_is_one_over_one_plus_the_correlation():
     assert few["width_efficiency"] / few["efficiency"] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
 
 
+def test_one_design_against_another_is_the_ratio_of_their_efficiencies():
+    """Pairs of correlation -0.8 against groups of 4 with independent members: 5 / 1."""
+    rng = np.random.default_rng(2)
+    z = rng.standard_normal((4000, 2))
+    pair, group = np.stack([z[:, 0], -0.8 * z[:, 0] + 0.6 * z[:, 1]], 1), rng.standard_normal((3000, 4))
+    row = estimation.compare(values(pair), values(group).assign_attrs(OTHER)).set_index("quantity").loc["efficiency"]
+    assert row["low"] <= 5 <= row["high"]
+    assert row["high"] - row["low"] < 1.2
+    assert row["estimate"] == pytest.approx(4 * group.mean(1).var(ddof=1) / (2 * pair.mean(1).var(ddof=1)))
+    few = estimation.compare(values(pair[:8]), values(group[:9]).assign_attrs(OTHER)).set_index("quantity")["estimate"]
+    quantiles = stats.t.ppf(0.975, [16 / 4 - 1, 8 - 1])
+    assert few["width_efficiency"] / few["efficiency"] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
+
+
 def test_efficiency_intervals_cover():
     rng, covered = np.random.default_rng(1), 0
     for seed in range(100):
@@ -234,7 +248,10 @@ NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
             lambda: estimation.interval(values(np.arange(8.0).reshape(4, 2), [0, 0, 1, 1]), method="skew"),
             "'skew' is for one condition",
         ),
-        (lambda: estimation.compare(values(np.eye(4)), values(np.eye(4))), "the baseline is independent draws"),
+        (
+            lambda: estimation.compare(values(np.eye(9)), values(np.eye(9)).assign_attrs(evaluations="10")),
+            "of the same generator; their evaluations is 20 and 10",
+        ),
         (lambda: estimation.compare(values(np.eye(9)), values(np.eye(9)[:, :1])), "runs of one seed share their noise"),
         (
             lambda: estimation.compare(
