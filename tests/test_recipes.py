@@ -81,7 +81,7 @@ def assert_equal(whole, halves):
     assert (whole / "curve.csv").read_text() == (halves / "curve.csv").read_text()
 
 
-@pytest.mark.parametrize("name", ["fashion_ddpm", "fashion_rf", "fashion_dit", "mnist_vae"])
+@pytest.mark.parametrize("name", ["fashion_ddpm", "fashion_rf", "fashion_dit", "fashion_flow", "mnist_vae"])
 def test_a_resumed_training_equals_one_never_stopped(name, recipes, data, tmp_path, monkeypatch):
     assert_equal(*train_both(recipes(name), monkeypatch, tmp_path, stop=3, steps=5, data=data))
 
