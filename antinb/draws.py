@@ -104,7 +104,9 @@ class Draws(TorchDispatchMode):
         start: the numbers of stream 0.
     """
 
-    def __init__(self, source: StepNoise, rows: int, shared: Iterable[tuple[int, ...] | int] = (), seed: int = 0):
+    def __init__(
+        self, source: StepNoise, rows: int, shared: Iterable[tuple[int, ...] | int] = (), seed: int = 0
+    ) -> None:
         super().__init__()
         self.source, self.rows, self.shared, self.seed = source, rows, set(shared), seed
         self.drawn, self.streams, self.start = 0, 0, None

@@ -83,14 +83,16 @@ def find(run: Callable[[int], object], network: torch.nn.Module, name: str) -> E
         hook.remove()
     if probe.start is None:
         raise ValueError(f"{name} cannot be paired: it draws no noise before its network is called")
-    for key, value in inputs.items():
-        if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) % ROWS == 0:
-            zeros, ones, *digits = _rows(value, ROWS)
-            where = (ones - zeros).nonzero().flatten()
-            if len(where):
-                break
-    else:
+    batches = {
+        key: _rows(value, ROWS)
+        for key, value in inputs.items()
+        if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) % ROWS == 0
+    }
+    key = next((key for key, (zeros, ones, *_) in batches.items() if not torch.equal(zeros, ones)), None)
+    if key is None:
         raise ValueError(f"{name} cannot be paired: its first draw does not reach its network as a batch")
+    zeros, ones, *digits = batches[key]
+    where = (ones - zeros).nonzero().flatten()
     scale = (ones - zeros)[where]
     digits = [((digit - zeros)[where] / scale).round().long() for digit in digits]
     place = sum(digit * BASE**power for power, digit in enumerate(digits))

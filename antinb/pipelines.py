@@ -1,16 +1,12 @@
-"""Programs of others as generators: any callable, any diffusers pipeline with a denoiser, run as they are.
-
-What such a program draws while it runs is its step noise, and comes from `draw` (see `antinb.draws`).
-"""
+"""Pipelines of diffusers as generators, run as they are."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from antinb import entry
-from antinb.checks import at_least, check_shape, number
+from antinb.checks import at_least, number
 from antinb.draws import StepNoise, supply
 from antinb.fingerprint import module_hash, tensors_hash
 from antinb.generators import check_noise
@@ -30,67 +26,7 @@ from antinb.generators import check_noise
 DENOISERS = ("unet", "transformer")
 PROCESSORS = ("image_processor", "video_processor")
 SIZES = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
-OWN = {*SIZES, "num_inference_steps", "output_type", "latents", "class_labels", "generator", "return_dict"}
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`; one network call an image.
-
-    What it draws itself is step noise: see `antinb.draws` for the draws that are understood.
-
-    Raises:
-        ValueError: if the shape is not of positive integers, or the function returns no such images.
-    """
-
-    function: Callable[[torch.Tensor], torch.Tensor]
-    shape: tuple[int, ...]
-    device: torch.device = torch.device("cpu")
-    evaluations: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a shape that is none."""
-        object.__setattr__(self, "shape", check_shape(self.shape))
-
-    @torch.no_grad()
-    def generate(
-        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return `function(noise)`, or `function(noise, condition)` where a condition is given."""
-        check_noise(noise, self.shape)
-        arguments = [noise] if condition is None else [noise, condition]
-        if condition is not None and not self._takes(*arguments):
-            raise ValueError(f"{self.describe()['model']} takes no condition; got {condition.tolist()}")
-        with supply(len(noise), draw, itertools.count(1)) as mode:
-            images = self.function(*(argument.to(self.device) for argument in arguments))
-        mode.finish()
-        if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
-            found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-            raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
-        return images
-
-    def _takes(self, *arguments: torch.Tensor) -> bool:
-        try:
-            inspect.signature(self.function).bind(*arguments)
-        except (TypeError, ValueError):  # another signature, or a builtin that has none
-            return False
-        return True
-
-    def describe(self) -> dict[str, object]:
-        """Return what the function is called, the weights of a module, shape and network calls, for the record.
-
-        What a function remembers besides, in a closure or in globals, is not recorded.
-        """
-        record = {"model": _name(self.function), "shape": list(self.shape), "evaluations": self.evaluations}
-        if isinstance(self.function, nn.Module):
-            record["network_sha256"] = module_hash(self.function)
-        return record | {"clip_image": False}
-
-
-def _name(function: Callable) -> str:
-    if isinstance(function, functools.partial):
-        return f"{_name(function.func)} with {function.args!r}, {function.keywords!r}"
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+OWN = {*SIZES, "num_inference_steps", "output_type", "latents", "class_labels", "prompt", "generator", "return_dict"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +44,7 @@ class Pipeline:
         pipeline: the pipeline, its networks in evaluation mode.
         steps: its `num_inference_steps`.
         options: further arguments of its call, such as `{"eta": 1.0}`: values that JSON can hold, tensors, images.
+            Row k of `prompt_embeds`, and of other embeddings and their masks, belongs to condition k.
         prompts: the prompts that the conditions 0, 1, ... stand for.
 
     Raises:
@@ -133,7 +70,7 @@ class Pipeline:
             raise ValueError(f"{self._name} takes no option {wrong[0]!r} here")
         if "eta" in self.options:
             number("eta", self.options["eta"], 0, 1)
-        if self.prompts and ("prompt" not in self._arguments or {"prompt", "prompt_embeds"} & set(self.options)):
+        if self.prompts and ("prompt" not in self._arguments or "prompt_embeds" in self.options):
             raise ValueError(f"{self._name} takes no prompts= here; got {list(self.prompts)}")
         if isinstance(self.prompts, str) or not all(isinstance(prompt, str) for prompt in self.prompts):
             raise ValueError(f"prompts must be a list of strings; got {self.prompts!r}")
@@ -230,28 +167,28 @@ class Pipeline:
         given = {"num_inference_steps": self.steps, "output_type": "np"} | self._conditions(rows, condition)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You have passed .* text prompts", FutureWarning)
-            return self.pipeline(**given, **self.options)
+            return self.pipeline(**{**self.options, **given})
 
     @property
     def _count(self) -> int:
-        """Number of conditions: of prompts, or of the classes of a network whose pipeline takes them."""
-        if self.prompts or "class_labels" not in self._arguments:
-            return len(self.prompts)
-        settings = self.network.config
-        return settings.get("num_class_embeds") or settings.get("num_embeds_ada_norm") or 0
+        """Number of conditions: of prompts, of their embeddings, or of the classes that the pipeline takes."""
+        if self.prompts or "prompt_embeds" in self.options:
+            return len(self.prompts or self.options["prompt_embeds"])
+        classes = self.network.config if "class_labels" in self._arguments else {}
+        return classes.get("num_class_embeds") or classes.get("num_embeds_ada_norm") or 0
 
     def _first(self, rows: int) -> torch.Tensor | None:
         return torch.zeros(rows, dtype=torch.long) if self._count else None
 
     def _conditions(self, rows: int, condition: torch.Tensor | None) -> dict[str, object]:
         """Return the arguments that make a batch of `rows` images, of one condition or one each."""
-        size = next((name for name in SIZES if name in self._arguments), None)
+        size = {name: rows for name in SIZES[:1] if name in self._arguments}
         if self._count == 0:
             if condition is not None:
                 raise ValueError(f"{self._name} takes no condition; got {condition.tolist()}")
-            if size is None:
-                raise ValueError(f"{self._name} makes batches of prompts only: it needs prompts=")
-            return {size: rows}
+            if not size:
+                raise ValueError(f"{self._name} needs prompts=, or prompt_embeds among its options")
+            return size
         if condition is None and self._count == 1:
             condition = self._first(rows)
         if condition is None or not 0 <= condition.min() <= condition.max() < self._count:
@@ -259,7 +196,10 @@ class Pipeline:
             raise ValueError(f"{self._name} needs a condition from 0 to {self._count - 1}; got {found}")
         if self.prompts:
             return {"prompt": [self.prompts[label] for label in condition]}
-        return {"class_labels": condition.tolist()} | ({size: rows} if size else {})
+        if "prompt_embeds" in self.options:
+            parts = {key: value for key, value in self.options.items() if key.endswith(("_embeds", "_attention_mask"))}
+            return {key: value[condition if len(value) > 1 else self._first(rows)] for key, value in parts.items()}
+        return {"class_labels": condition.tolist()} | size
 
     def describe(self) -> dict[str, object]:
         """Return pipeline, networks, scheduler, steps, options and prompts, for the record."""

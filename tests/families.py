@@ -8,6 +8,8 @@ import torch
 from conftest import tiny_unet
 from PIL import Image
 
+DDIM = diffusers.DDIMScheduler(1000, clip_sample=False, steps_offset=1)
+FLOW = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
 WORDS = ["<|startoftext|>", "<|endoftext|>", "a", "b", "c", "a</w>", "b</w>", "c</w>"]
 PROMPTS = ("a b", "c")
 
@@ -74,11 +76,11 @@ def pixels(scheduler, channels=1):
     return lambda _: {"unet": tiny_unet(channels), "scheduler": scheduler}
 
 
-def stable_diffusion(scheduler=None, channels=4):
+def stable_diffusion(channels=4):
     def build(folder):
         tokenizer, encoder = clip(folder)
         parts = {"vae": autoencoder(), "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet(channels=channels)}
-        parts |= {"scheduler": scheduler or diffusers.DDIMScheduler(1000, clip_sample=False)}
+        parts |= {"scheduler": DDIM}
         return parts | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
     return build
@@ -100,13 +102,19 @@ def textless(*names):
 def sd3(_):
     network = diffusers.SD3Transformer2DModel(8, 2, 4, 1, 4, 2, 8, 8, 8, 4, 8)
     parts = textless("text_encoder", "text_encoder_2", "text_encoder_3") | {"transformer": network}
-    return parts | {"vae": autoencoder(), "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)}
+    return parts | {
+        "vae": autoencoder(shift_factor=0.1),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0),
+    }
 
 
 def flux(_):
     network = diffusers.FluxTransformer2DModel(1, 16, None, 1, 1, 8, 2, 8, 8, False, (2, 2, 4))
     parts = textless("text_encoder", "text_encoder_2") | {"transformer": network}
-    return parts | {"vae": autoencoder(), "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)}
+    return parts | {
+        "vae": autoencoder(shift_factor=0.1),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0),
+    }
 
 
 def pixart(folder):
@@ -124,24 +132,27 @@ def pixart(folder):
 
 
 def sana(_):
-    blocks = {f"{half}_block_out_channels": (8,) for half in ("encoder", "decoder")}
-    blocks |= {f"{half}_layers_per_block": (1,) for half in ("encoder", "decoder")}
-    blocks |= {f"{half}_qkv_multiscales": ((),) for half in ("encoder", "decoder")}
+    blocks = {f"{half}_block_out_channels": (4, 4, 4) for half in ("encoder", "decoder")}
+    blocks |= {f"{half}_layers_per_block": (1, 1, 1) for half in ("encoder", "decoder")}
+    blocks |= {f"{half}_qkv_multiscales": ((), (), ()) for half in ("encoder", "decoder")}
     vae = diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, **blocks, scaling_factor=0.5)
     network = diffusers.SanaTransformer2DModel(4, 4, 2, 4, 1, 2, 4, 8, 8, sample_size=8)
     parts = textless("text_encoder") | {"transformer": network, "vae": vae}
-    return parts | {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)}
+    return parts | {"scheduler": FLOW}
 
 
 def dit(_):
     network = diffusers.DiTTransformer2DModel(2, 4, 4, 8, 1, norm_num_groups=2, sample_size=8)
-    scheduler = diffusers.DDIMScheduler(1000, clip_sample=False)
-    return {"transformer": network, "vae": autoencoder(), "scheduler": scheduler}
+    return {"transformer": network, "vae": autoencoder(), "scheduler": DDIM}
 
 
 def latent_diffusion(_):
     vqvae = diffusers.VQModel(block_out_channels=(4,), norm_num_groups=2, num_vq_embeddings=16, sample_size=8)
-    return {"vqvae": vqvae, "unet": tiny_unet(3), "scheduler": diffusers.DDIMScheduler(1000, clip_sample=False)}
+    return {
+        "vqvae": vqvae,
+        "unet": tiny_unet(3),
+        "scheduler": diffusers.DDIMScheduler(1000, clip_sample=False, steps_offset=1),
+    }
 
 
 def wan(_):
@@ -150,20 +161,18 @@ def wan(_):
         latents_std=[1.0] * 4, scale_factor_temporal=2, scale_factor_spatial=2,
     )  # fmt: skip
     network = diffusers.WanTransformer3DModel((1, 2, 2), 2, 8, 4, 4, 8, 8, 8, 1)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
-    return textless("text_encoder") | {"vae": vae, "transformer": network, "scheduler": scheduler}
+    return textless("text_encoder") | {"vae": vae, "transformer": network, "scheduler": FLOW}
 
 
 def ltx(_):
     vae = diffusers.AutoencoderKLLTXVideo(
-        latent_channels=4, block_out_channels=(4, 4), down_block_types=("LTXVideoDownBlock3D",),
+        latent_channels=4, block_out_channels=(4,), down_block_types=("LTXVideoDownBlock3D",),
         decoder_block_out_channels=(4,), layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
         spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,), decoder_inject_noise=(False, False),
-        downsample_type=("conv",), upsample_residual=(False,), upsample_factor=(1,), patch_size=1,
+        downsample_type=("conv",), upsample_residual=(False,), upsample_factor=(1,), patch_size=2,
     )  # fmt: skip
     network = diffusers.LTXVideoTransformer3DModel(4, 4, 1, 1, 2, 8, 16, 1, caption_channels=8)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
-    return textless("text_encoder") | {"vae": vae, "transformer": network, "scheduler": scheduler}
+    return textless("text_encoder") | {"vae": vae, "transformer": network, "scheduler": FLOW}
 
 
 def embeds(*names, seed=0):
@@ -187,19 +196,24 @@ def half_mask():
     return mask
 
 
-DDIM = diffusers.DDIMScheduler(1000)
 CONSISTENCY = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=40)
 VIDEO = {"height": 16, "width": 16, "num_frames": 3}
 MASKS = ("prompt_attention_mask", "negative_prompt_attention_mask")
 BOTH = ("prompt_embeds", "negative_prompt_embeds")
 POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-SMALL = {"height": 8, "width": 8}
+SMALL, LARGE = {"height": 8, "width": 8}, {"height": 32, "width": 32}
 
 FAMILIES = {
     "ddpm": Family("DDPMPipeline", pixels(diffusers.DDPMScheduler(1000)), (1, 8, 8), stochastic=True, clipped=True),
-    "ddim": Family("DDIMPipeline", pixels(DDIM), (1, 8, 8), {"eta": 1.0}, stochastic=True, clipped=True),
+    "ddim": Family(
+        "DDIMPipeline", pixels(diffusers.DDIMScheduler(1000)), (1, 8, 8), {"eta": 1.0}, stochastic=True, clipped=True
+    ),
     "pndm": Family(
-        "PNDMPipeline", pixels(diffusers.PNDMScheduler(1000, skip_prk_steps=True)), (1, 8, 8), evaluations=3, clipped=True
+        "PNDMPipeline",
+        pixels(diffusers.PNDMScheduler(1000, skip_prk_steps=True)),
+        (1, 8, 8),
+        evaluations=3,
+        clipped=True,
     ),
     "stable diffusion": Family(
         "StableDiffusionPipeline", stable_diffusion(), (4, 8, 8), {"eta": 1.0}, PROMPTS, stochastic=True, evaluations=4
@@ -208,25 +222,41 @@ FAMILIES = {
     "sd3": Family("StableDiffusion3Pipeline", sd3, (4, 8, 8), SMALL | embeds(*BOTH, *POOLED), evaluations=4),
     "flux": Family("FluxPipeline", flux, (4, 8, 8), SMALL | embeds("prompt_embeds", "pooled_prompt_embeds")),
     "pixart": Family(
-        "PixArtAlphaPipeline", pixart, (4, 8, 8),
-        {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 6}, PROMPTS, evaluations=4,
-    ),  # fmt: skip
+        "PixArtAlphaPipeline",
+        pixart,
+        (4, 8, 8),
+        {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 6},
+        PROMPTS,
+        evaluations=4,
+    ),
     "sana": Family(
-        "SanaPipeline", sana, (4, 8, 8), SMALL | {"use_resolution_binning": False} | embeds(*BOTH, *MASKS), evaluations=4
+        "SanaPipeline",
+        sana,
+        (4, 8, 8),
+        LARGE | {"use_resolution_binning": False, "negative_prompt": None} | embeds(*BOTH, *MASKS),
+        evaluations=4,
     ),
     "dit": Family("DiTPipeline", dit, (4, 8, 8), classes=1000, evaluations=4, clipped=True),
     "latent diffusion": Family("LDMPipeline", latent_diffusion, (3, 8, 8), {"eta": 1.0}, stochastic=True, clipped=True),
-    "consistency": Family(
-        "ConsistencyModelPipeline", pixels(CONSISTENCY, 3), (3, 8, 8), stochastic=True, clipped=True
-    ),
+    "consistency": Family("ConsistencyModelPipeline", pixels(CONSISTENCY, 3), (3, 8, 8), stochastic=True, clipped=True),
     "wan, a video": Family("WanPipeline", wan, (4, 2, 8, 8), VIDEO | embeds(*BOTH), evaluations=4),
-    "ltx, a packed video": Family("LTXPipeline", ltx, (4, 2, 8, 8), VIDEO | embeds(*BOTH, *MASKS), evaluations=4),
+    "ltx, a packed video": Family(
+        "LTXPipeline", ltx, (4, 2, 8, 8), LARGE | {"num_frames": 3} | embeds(*BOTH, *MASKS), evaluations=4
+    ),
     "image to image": Family(
-        "StableDiffusionImg2ImgPipeline", stable_diffusion(), (4, 8, 8), {"image": picture(), "strength": 0.6}, PROMPTS,
+        "StableDiffusionImg2ImgPipeline",
+        stable_diffusion(),
+        (4, 8, 8),
+        {"image": picture(), "strength": 0.6},
+        PROMPTS,
         evaluations=2,
-    ),  # fmt: skip
+    ),
     "inpainting": Family(
-        "StableDiffusionInpaintPipeline", stable_diffusion(channels=9), (4, 8, 8),
-        SMALL | {"image": picture(), "mask_image": half_mask()}, PROMPTS, evaluations=4,
-    ),  # fmt: skip
+        "StableDiffusionInpaintPipeline",
+        stable_diffusion(channels=9),
+        (4, 8, 8),
+        SMALL | {"image": picture(), "mask_image": half_mask()},
+        PROMPTS,
+        evaluations=4,
+    ),
 }
