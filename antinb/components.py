@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils import is_accelerate_available
 from torch import nn
 
 from antinb import folders
@@ -93,11 +94,17 @@ def _load(folder: Path, name: str, part: type) -> object:
     if not issubclass(part, nn.Module):
         return part.from_pretrained(own, **local)
     local |= {"use_safetensors": True, "output_loading_info": True}
-    local |= {"low_cpu_mem_usage": False} if issubclass(part, ModelMixin) else {"dtype": torch.float32}
+    if issubclass(part, ModelMixin):
+        local["low_cpu_mem_usage"] = is_accelerate_available()
+        if part._keep_in_fp32_modules and not is_accelerate_available():
+            raise ValueError(f"{folder.name}/{name}: a {part.__name__} needs accelerate: pip install accelerate")
+    else:
+        local["dtype"] = torch.float32
     try:
         network, found = part.from_pretrained(own, **local)
     except RuntimeError as error:
-        raise ValueError(f"{folder.name}/{name}: weights and configuration differ: {str(error).split()}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder.name}/{name}: weights and configuration differ: {reason}") from None
     missing = sorted(found["missing_keys"])
     if missing:
         raise ValueError(f"{folder.name}/{name}: weights and configuration differ, first in {missing[0]!r}")
