@@ -120,6 +120,10 @@ def _header(folder: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[s
         raise ValueError(f"{folder.name}/{name} is truncated or not safetensors: {error}") from None
 
 
+class _TooMuch(Exception):  # noqa: N818
+    """The network grows beyond its weights."""
+
+
 def sketch(build: Callable[[], nn.Module], found: Mapping[str, tuple[int, ...]], name: str) -> nn.Module:
     """Return the network that `build` makes, without its numbers: it is for weights of the shapes `found`.
 
@@ -135,7 +139,7 @@ def sketch(build: Callable[[], nn.Module], found: Mapping[str, tuple[int, ...]],
         size += part.numel() if isinstance(part, nn.Parameter) else 0
         count += 1
         if size > 4 * most or count > 1000 + 100 * len(found):  # tied weights are registered more than once
-            raise ValueError(f"{name}: its configuration asks for far more than the {most} numbers of its weights")
+            raise _TooMuch(f"its configuration asks for far more than the {most} numbers of its weights")
 
     hooks = [
         registration.register_module_parameter_registration_hook(grow),
@@ -144,8 +148,8 @@ def sketch(build: Callable[[], nn.Module], found: Mapping[str, tuple[int, ...]],
     try:
         with torch.device("meta"):
             return build()
-    except ValueError:
-        raise
+    except _TooMuch as error:
+        raise ValueError(f"{name}: {error}") from None
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: its configuration describes no network: {type(error).__name__}: {reason}") from None

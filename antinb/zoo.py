@@ -143,7 +143,8 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
     """
     folder = DATA / "models" / str(source) if str(source) in registry() else Path(source)
     seed = at_least(0, "seed", seed, SEEDS)
-    build, _ = _denoiser(folder)
+    build, path = _denoiser(folder)
+    _check(build, path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
@@ -234,13 +235,18 @@ def _known(folder: Path, classes: dict[str, type[nn.Module]]) -> tuple[Callable[
     return partial(classes[name].from_config, settings), folder / f"{folders.WEIGHTS}.safetensors"
 
 
-def _filled(build: Callable[[], nn.Module], path: Path, device: torch.device) -> tuple[nn.Module, Path]:
-    """Return a network on its device with its weights, and their path; those of another one are refused before."""
+def _check(build: Callable[[], nn.Module], path: Path) -> None:
+    """Refuse a network, before it is built, whose configuration does not fit the weights at `path`."""
     name, found = path.parent.name, folders.shapes(path.parent, path.stem)
     wanted = {key: tuple(value.shape) for key, value in folders.sketch(build, found, name).state_dict().items()}
     if wanted != found:
         first = min(wanted.items() ^ found.items())[0]
         raise ValueError(f"{name}: weights and configuration differ, first in {first!r}")
+
+
+def _filled(build: Callable[[], nn.Module], path: Path, device: torch.device) -> tuple[nn.Module, Path]:
+    """Return a network on its device with its weights, and their path."""
+    _check(build, path)
     network = build()
     network.load_state_dict(folders.tensors(path.parent, path.name, device)[0])
     return network.to(device), path
