@@ -12,6 +12,7 @@ __version__ = metadata.version("antinb")
 
 _HOME = {"load": "zoo", "sample": "sampling"}
 _MODULES = (
+    "components",
     "consistency",
     "controls",
     "couplings",
@@ -19,11 +20,15 @@ _MODULES = (
     "dataset",
     "decoders",
     "draws",
+    "entry",
     "estimation",
     "exact",
     "figures",
     "flows",
+    "folders",
+    "functions",
     "generators",
+    "hub",
     "integrator",
     "intervals",
     "modes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -77,11 +77,7 @@ def using(
     def source(stream: int, shape: tuple[int, ...]) -> torch.Tensor:
         return rows(design, shape, seed=seed, units=numbers, stream=stream)
 
-    def common(index: int, shape: tuple[int, ...]) -> torch.Tensor:
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
-        return torch.from_numpy(rng.standard_normal(shape, np.float32))
-
-    mode = Draws(source, len(numbers) * design.members, {tuple(shape): common for shape in shared})
+    mode = Draws(source, len(numbers) * design.members, map(tuple, shared), seed)
     group = design.members if design.members > 1 else mode.rows
     check = FirstInput(mode.rows, lambda: mode.start, group)
     hooks = [] if network is None else [network.register_forward_pre_hook(check, with_kwargs=True)]
@@ -102,14 +98,18 @@ class Draws(TorchDispatchMode):
 
     Attributes:
         rows: first axis of every draw.
+        shared: draws that are the same for all rows, from `seed`: their shapes, or their numbers among all draws.
+        drawn: number of draws so far.
         streams: number of streams drawn so far.
         start: the numbers of stream 0.
     """
 
-    def __init__(self, source: StepNoise, rows: int, shared: dict[tuple[int, ...], StepNoise] | None = None) -> None:
+    def __init__(
+        self, source: StepNoise, rows: int, shared: Iterable[tuple[int, ...] | int] = (), seed: int = 0
+    ) -> None:
         super().__init__()
-        self.source, self.rows, self.shared = source, rows, shared or {}
-        self.streams, self.start = 0, None
+        self.source, self.rows, self.shared, self.seed = source, rows, set(shared), seed
+        self.drawn, self.streams, self.start = 0, 0, None
         self._pending: list[torch.Tensor] = []
         self._row_generators: list[torch.Generator] = []
         self._common = 0
@@ -170,9 +170,9 @@ class Draws(TorchDispatchMode):
         return result.copy_(mean + std * w.to(result.dtype))
 
     def _next(self, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
-        if shape in self.shared:
-            self._common += 1
-            return self.shared[shape](self._common - 1, shape)
+        self.drawn += 1
+        if shape in self.shared or self.drawn - 1 in self.shared:
+            return self._same_for_all(shape)
         if shape and shape[0] == 1 < self.rows:
             if not self._pending:
                 self._pending, self._row_generators = list(self._stream(shape[1:]).split(1)), []
@@ -188,6 +188,11 @@ class Draws(TorchDispatchMode):
                 f"a draw must have {self.rows} rows, units times members, or a shape named in shared=; got {shape}"
             )
         return self._stream(shape[1:])
+
+    def _same_for_all(self, shape: tuple[int, ...]) -> torch.Tensor:
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self._common,)))
+        self._common += 1
+        return torch.from_numpy(rng.standard_normal(shape, np.float32))
 
     def _stream(self, shape: tuple[int, ...]) -> torch.Tensor:
         values = self.source(self.streams, shape)
@@ -217,15 +222,14 @@ class FirstInput:
     """
 
     def __init__(self, rows: int, start: Callable[[], torch.Tensor | None], group: int) -> None:
-        self.rows, self.start, self.group, self.calls, self.seen = rows, start, group, 0, False
+        self.rows, self.start, self.group, self.seen = rows, start, group, False
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        """Compare the first tensor of `rows` rows, or of a multiple of them, with the start; count the calls."""
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        inputs = [value for value in tensors if value.ndim > 1 and len(value) % self.rows == 0]
-        self.calls += len(inputs[0]) // self.rows if inputs else 1
+        """Compare the first tensor of `rows` rows, or of a multiple of them, with the start."""
         if self.seen:
             return
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        inputs = [value for value in tensors if value.ndim > 1 and len(value) % self.rows == 0]
         self.seen, start, name = True, self.start(), type(module).__name__
         if start is None or not inputs or inputs[0][: self.rows].numel() != start.numel():
             raise ValueError(f"{name} got an input that no draw of {self.rows} rows went into: {BEYOND}")
@@ -239,8 +243,16 @@ class FirstInput:
         return groups - groups.mean(1, keepdim=True) if self.group > 1 else groups
 
 
-def supply(rows: int, draw: StepNoise | None, numbers: Iterator[int], start: torch.Tensor | None = None) -> Draws:
+def supply(
+    rows: int,
+    draw: StepNoise | None,
+    numbers: Iterator[int],
+    start: torch.Tensor | None = None,
+    shared: Iterable[int] = (),
+) -> Draws:
     """Return the mode in which the draws of `rows` rows are the streams `numbers`: stream 0 is `start`.
+
+    The draws that `shared` counts, from 0, are the same for all rows and all calls.
 
     Raises:
         ValueError: inside, if step noise is drawn and there is no `draw`, or a stream has not the shape drawn.
@@ -255,4 +267,4 @@ def supply(rows: int, draw: StepNoise | None, numbers: Iterator[int], start: tor
             raise ValueError(f"the program draws {(rows, *shape)} as stream {number}; got {tuple(noise.shape)}")
         return noise
 
-    return Draws(source, rows)
+    return Draws(source, rows, shared)

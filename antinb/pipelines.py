@@ -1,194 +1,244 @@
-"""Programs of others as generators: any callable, any diffusers pipeline with a UNet, run as they are.
-
-What such a program draws while it runs is its step noise, and comes from `draw` (see `antinb.draws`).
-"""
+"""Pipelines of diffusers as generators, run as they are."""
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import nn
 
-from antinb.checks import at_least, check_shape, number
-from antinb.draws import FirstInput, StepNoise, supply
-from antinb.fingerprint import module_hash
+from antinb import entry
+from antinb.checks import at_least, number
+from antinb.draws import StepNoise, supply
+from antinb.fingerprint import module_hash, tensors_hash
 from antinb.generators import check_noise
-from antinb.networks import noise_shape
 
-OWN = {"batch_size", "num_inference_steps", "output_type", "latents", "class_labels", "generator", "return_dict"}
-
-
-@dataclass(frozen=True, eq=False)
-class Function:
-    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`; one network call an image.
-
-    What it draws itself is step noise: see `antinb.draws` for the draws that are understood.
-
-    Raises:
-        ValueError: if the shape is not of positive integers, or the function returns no such images.
-    """
-
-    function: Callable[[torch.Tensor], torch.Tensor]
-    shape: tuple[int, ...]
-    device: torch.device = torch.device("cpu")
-    evaluations: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a shape that is none."""
-        object.__setattr__(self, "shape", check_shape(self.shape))
-
-    @torch.no_grad()
-    def generate(
-        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return `function(noise)`, or `function(noise, condition)` where a condition is given."""
-        check_noise(noise, self.shape)
-        arguments = [noise] if condition is None else [noise, condition]
-        if condition is not None and not self._takes(*arguments):
-            raise ValueError(f"{self.describe()['model']} takes no condition; got {condition.tolist()}")
-        with supply(len(noise), draw, itertools.count(1)) as mode:
-            images = self.function(*(argument.to(self.device) for argument in arguments))
-        mode.finish()
-        if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
-            found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-            raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
-        return images
-
-    def _takes(self, *arguments: torch.Tensor) -> bool:
-        try:
-            inspect.signature(self.function).bind(*arguments)
-        except (TypeError, ValueError):  # another signature, or a builtin that has none
-            return False
-        return True
-
-    def describe(self) -> dict[str, object]:
-        """Return what the function is called, the weights of a module, shape and network calls, for the record.
-
-        What a function remembers besides, in a closure or in globals, is not recorded.
-        """
-        record = {"model": _name(self.function), "shape": list(self.shape), "evaluations": self.evaluations}
-        if isinstance(self.function, torch.nn.Module):
-            record["network_sha256"] = module_hash(self.function)
-        return record | {"clip_image": False}
-
-
-def _name(function: Callable) -> str:
-    if isinstance(function, functools.partial):
-        return f"{_name(function.func)} with {function.args!r}, {function.keywords!r}"
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+DENOISERS = ("unet", "transformer")
+PROCESSORS = ("image_processor", "video_processor")
+SIZES = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
+OWN = {*SIZES, "num_inference_steps", "output_type", "latents", "class_labels", "prompt", "generator", "return_dict"}
 
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """An unconditional or class-conditional diffusers pipeline, called as it is.
+    """A diffusers pipeline, called as it is: of pixels or latents, with classes, prompts or images, video too.
 
-    The noise goes in as `latents` where the pipeline takes them, otherwise as the first tensor that
-    it draws; what it draws after that is step noise. The network's first input must be the noise up
-    to scale. The images are what the pipeline returns: clipped.
+    The noise is the first tensor of the whole batch that the pipeline draws; it packs and scales it as it
+    always does, and `antinb.entry` finds out where the network gets it. What it draws for the whole batch
+    after that is step noise. What it draws once, such as the latents of an image to start from, is the same
+    for all images and all runs. Images are as the decoder returns them, unclipped, where the pipeline has
+    an image or video processor and no safety checker, else clipped; the frames of a video lie one below
+    the other, `(C, frames H, W)`.
 
     Attributes:
         pipeline: the pipeline, its networks in evaluation mode.
         steps: its `num_inference_steps`.
-        options: further arguments of its call, such as `{"eta": 1.0}`, which JSON can hold.
-        calls: network calls for one image, if they are not one for each time step of the scheduler.
+        options: further arguments of its call, such as `{"eta": 1.0}`: values that JSON can hold, tensors, images.
+            Row k of `prompt_embeds`, and of other embeddings and their masks, belongs to condition k.
+        prompts: the prompts that the conditions 0, 1, ... stand for.
 
     Raises:
-        ValueError: if the pipeline has no `unet`, an option is not one of its call's or is antinb's
-            own, its first input is not the noise, or it calls the network more or less often than told.
+        ValueError: if the pipeline has no denoiser, an option is not one of its call's or is antinb's own, a
+            condition is missing or none of its own, its noise does not reach the network as it is, or it
+            calls the network more often for one batch than for another.
     """
 
     pipeline: DiffusionPipeline
     steps: int = 50
     options: Mapping[str, object] = field(default_factory=dict)
-    calls: int | None = None
+    prompts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a pipeline without a UNet, and options that cannot be passed on."""
-        name = type(self.pipeline).__name__
-        if not hasattr(self.pipeline, "unet"):
-            raise ValueError(f"a pipeline needs a unet; {name} has none")
+        """Refuse a pipeline without a denoiser, and options that cannot be passed on."""
+        if self._part is None:
+            raise ValueError(f"a pipeline needs one of {', '.join(DENOISERS)}; {self._name} has none")
+        if "num_inference_steps" not in self._arguments:
+            raise ValueError(f"{self._name} cannot be paired: it has no num_inference_steps")
         at_least(1, "steps", self.steps)
         wrong = sorted(key for key in self.options if key in OWN or key not in self._arguments)
         if wrong:
-            raise ValueError(f"{name} takes no option {wrong[0]!r} here")
+            raise ValueError(f"{self._name} takes no option {wrong[0]!r} here")
         if "eta" in self.options:
             number("eta", self.options["eta"], 0, 1)
-        try:
-            json.dumps(dict(self.options))
-        except TypeError as error:
-            raise ValueError(f"options must be values that JSON can hold; got {self.options!r}: {error}") from None
+        if self.prompts and ("prompt" not in self._arguments or "prompt_embeds" in self.options):
+            raise ValueError(f"{self._name} takes no prompts= here; got {list(self.prompts)}")
+        if isinstance(self.prompts, str) or not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise ValueError(f"prompts must be a list of strings; got {self.prompts!r}")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        for key, value in self.options.items():
+            try:
+                json.dumps(_recorded(value))
+            except TypeError as error:
+                raise ValueError(f"options must be JSON, tensors or images; got {key}={value!r}: {error}") from None
+
+    @property
+    def _name(self) -> str:
+        return type(self.pipeline).__name__
+
+    @property
+    def _part(self) -> str | None:
+        return next((part for part in DENOISERS if isinstance(getattr(self.pipeline, part, None), nn.Module)), None)
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser."""
+        return getattr(self.pipeline, self._part)
 
     @property
     def _arguments(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self.pipeline.__call__).parameters
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one noise, `(C, H, W)`."""
-        return noise_shape(self.pipeline.unet)
+    def _processors(self) -> list[object]:
+        """Return what turns the decoder's output into images, where leaving out its clipping harms nothing."""
+        if getattr(self.pipeline, "safety_checker", None) is not None:
+            return []
+        return [getattr(self.pipeline, name) for name in PROCESSORS if hasattr(self.pipeline, name)]
+
+    @cached_property
+    def entry(self) -> entry.Entry:
+        """Where the noise enters, found with one call up to the network's first."""
+        return entry.find(lambda rows: self._call(rows, self._first(rows)), self.network, self._name)
 
     @property
-    def evaluations(self) -> int:
-        """Network calls for one image."""
-        if self.calls is not None:
-            return self.calls
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
-        scheduler.set_timesteps(self.steps)
-        return len(scheduler.timesteps)
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one noise, `(C, H, W)`, of a video `(C, F, H, W)`."""
+        return self.entry.shape
 
-    @torch.no_grad()
+    @cached_property
+    def evaluations(self) -> int:
+        """Network calls for one image, guidance and correctors included, counted on one image."""
+        return self._run(torch.ones(1, *self.shape), lambda _, shape: torch.zeros(1, *shape), self._first(1))[1]
+
+    def with_(self, steps: int | None = None) -> Pipeline:
+        """Return the same pipeline with another number of steps; None keeps what is.
+
+        Raises:
+            ValueError: if the number is none.
+        """
+        return self if steps is None else replace(self, steps=steps)
+
     def generate(
         self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the images of the noise, `(B, C, H, W)` in [-1, 1]."""
+        """Return the images of the noise, `(B, *shape)` to `(B, C, H, W)`, -1 black, 1 white."""
         check_noise(noise, self.shape)
-        unet, rows = self.pipeline.unet, len(noise)
-        call = {"batch_size": rows, "num_inference_steps": self.steps, "output_type": "np", **self.options}
-        if condition is not None:
-            if "class_labels" not in self._arguments:
-                raise ValueError(f"{type(self.pipeline).__name__} takes no condition; got {condition.tolist()}")
-            call["class_labels"] = condition.to(unet.device)
-        latents = "latents" in self._arguments
-        if latents:
-            call["latents"] = noise.to(unet.device, unet.dtype)
-        mode = supply(rows, draw, itertools.count(int(latents)), noise)
-        check = FirstInput(rows, lambda: noise, 1)
-        hook = unet.register_forward_pre_hook(check, with_kwargs=True)
+        images, calls = self._run(noise, draw, condition)
+        if calls != self.evaluations:
+            raise ValueError(f"{self._name} calls its network {calls} times an image, and {self.evaluations} before")
+        return torch.from_numpy(images).movedim(-1, 1).float() * 2 - 1
+
+    @torch.no_grad()
+    def _run(
+        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None
+    ) -> tuple[np.ndarray, int]:
+        """Return the pipeline's images `(B, H, W, C)` from 0 to 1 and the network's calls for each."""
+        rows, calls = len(noise), 0
+
+        def look(network: nn.Module, args: tuple, kwargs: dict) -> None:
+            nonlocal calls
+            inputs = entry.named(args, kwargs)
+            if not calls:
+                self.entry.check(network, inputs, noise)
+            calls += len(inputs[self.entry.key]) // rows
+
+        mode = supply(rows, draw, itertools.count(), noise, self.entry.shared)
+        hook = self.network.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            with mode:
-                images = self.pipeline(**call).images
+            with mode, _unclipped(self._processors):
+                images = np.asarray(self._call(rows, condition)[0])
         finally:
             hook.remove()
         mode.finish()
-        if check.calls != self.evaluations:
-            raise ValueError(
-                f"{type(self.pipeline).__name__} calls its network {check.calls} times an image, not "
-                f"{self.evaluations}: name them, antinb.pipelines.Pipeline(..., calls={check.calls})"
-            )
-        return torch.from_numpy(images).movedim(-1, 1) * 2 - 1
+        return images.reshape(rows, -1, *images.shape[-2:]), calls
+
+    @torch.no_grad()
+    def _call(self, rows: int, condition: torch.Tensor | None) -> object:
+        given = {"num_inference_steps": self.steps, "output_type": "np"} | self._conditions(rows, condition)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You have passed .* text prompts", FutureWarning)
+            return self.pipeline(**{**self.options, **given})
+
+    @property
+    def _count(self) -> int:
+        """Number of conditions: of prompts, of their embeddings, or of the classes that the pipeline takes."""
+        if self.prompts or "prompt_embeds" in self.options:
+            return len(self.prompts or self.options["prompt_embeds"])
+        classes = self.network.config if "class_labels" in self._arguments else {}
+        return classes.get("num_class_embeds") or classes.get("num_embeds_ada_norm") or 0
+
+    def _first(self, rows: int) -> torch.Tensor | None:
+        return torch.zeros(rows, dtype=torch.long) if self._count else None
+
+    def _conditions(self, rows: int, condition: torch.Tensor | None) -> dict[str, object]:
+        """Return the arguments that make a batch of `rows` images, of one condition or one each."""
+        size = {name: rows for name in SIZES[:1] if name in self._arguments}
+        if self._count == 0:
+            if condition is not None:
+                raise ValueError(f"{self._name} takes no condition; got {condition.tolist()}")
+            if not size:
+                raise ValueError(f"{self._name} needs prompts=, or prompt_embeds among its options")
+            return size
+        if condition is None and self._count == 1:
+            condition = self._first(rows)
+        if condition is None or not 0 <= condition.min() <= condition.max() < self._count:
+            found = condition if condition is None else condition.tolist()
+            raise ValueError(f"{self._name} needs a condition from 0 to {self._count - 1}; got {found}")
+        if self.prompts:
+            return {"prompt": [self.prompts[label] for label in condition]}
+        if "prompt_embeds" in self.options:
+            parts = {key: value for key, value in self.options.items() if key.endswith(("_embeds", "_attention_mask"))}
+            return {key: value[condition if len(value) > 1 else self._first(rows)] for key, value in parts.items()}
+        return {"class_labels": condition.tolist()} | size
 
     def describe(self) -> dict[str, object]:
-        """Return pipeline, networks, scheduler, steps and options, for the record."""
+        """Return pipeline, networks, scheduler, steps, options and prompts, for the record."""
         settings = self.pipeline.scheduler.config
         return {
-            "model": type(self.pipeline).__name__,
+            "model": self._name,
             "networks_sha256": {
                 name: module_hash(part)
                 for name, part in self.pipeline.components.items()
-                if isinstance(part, torch.nn.Module)
+                if isinstance(part, nn.Module)
             },
             "scheduler": type(self.pipeline.scheduler).__name__,
             "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
+            "shape": list(self.shape),
             "steps": self.steps,
             "evaluations": self.evaluations,
-            "options": dict(self.options),
-            "clip_image": True,
-            "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
+            "options": {key: _recorded(value) for key, value in self.options.items()},
+            "prompts": list(self.prompts),
+            "clip_image": not self._processors,
+            "dtype": str(self.network.dtype).removeprefix("torch."),
         }
+
+
+def _recorded(value: object) -> object:
+    """Return a value of an option, tensors and images as their sha256."""
+    if isinstance(value, Image.Image):
+        value = torch.from_numpy(np.array(value))
+    if isinstance(value, torch.Tensor):
+        return {"shape": list(value.shape), "sha256": tensors_hash({"option": value})}
+    return value
+
+
+@contextmanager
+def _unclipped(processors: Iterable[object]) -> Iterator[None]:
+    """Let the image processors of a pipeline scale from [-1, 1] to [0, 1] without clipping."""
+    for processor in processors:
+        processor.denormalize = lambda images: images / 2 + 0.5
+    try:
+        yield
+    finally:
+        for processor in processors:
+            del processor.denormalize

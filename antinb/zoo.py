@@ -1,24 +1,22 @@
-"""One way to a model: a shipped checkpoint by name, a diffusers folder, or any callable."""
+"""One way to a model: a shipped checkpoint by name, a folder, a hub id, a diffusers pipeline, or any callable."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
-from antinb import consistency, decoders, flows, generators, networks, pipelines
+from antinb import consistency, decoders, flows, folders, functions, generators, hub, networks, pipelines
 from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
 
@@ -27,10 +25,9 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
-PARTS, SCHEDULER = ("unet", "transformer"), "scheduler/scheduler_config.json"
-DISGUISES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zipped torch files, pickle protocols
+PARTS = ("unet", "transformer")
+OWN_LOOP = ("DDPMPipeline", "DDIMPipeline")  # pipelines that antinb's own sampler stands for, step by step
 
 Sampler = generators.Diffusion | flows.RectifiedFlow | consistency.Consistency
 
@@ -60,28 +57,34 @@ def load(
     guidance: float | None = None,
     compile: bool | None = None,  # noqa: A002
     shape: tuple[int, ...] | None = None,
+    prompts: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
     device: str | torch.device = "cpu",
 ) -> generators.Generator:
-    """Return the generator of a shipped model, a folder, a diffusers pipeline or a callable.
+    """Return the generator of a shipped model, a folder, a model of the hub, a diffusers pipeline or a callable.
 
     Args:
-        source: name of a shipped model (`antinb models` lists them), path of a diffusers folder with
-            `unet/` or `transformer/`, `scheduler/` and maybe `vae/`, or of a one-call model with `config.json`, a
-            diffusers pipeline with a UNet, which is called as it is, or a callable from noise `(B, *shape)` to
-            images `(B, C, H, W)`.
+        source: name of a shipped model (`antinb models` lists them); path of a diffusers folder, or an id
+            `"owner/name"` of the hub, which is downloaded; path of a one-call model with `config.json`; a diffusers
+            pipeline with a UNet or a transformer; or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
+            Networks of DDPM and DDIM pipelines, and folders with only `unet/` or `transformer/`, `scheduler/` and
+            maybe `vae/`, run in antinb's own loop; every other pipeline is called as it is (`antinb.pipelines`).
         steps: number of steps, 50 if None, of a consistency model 1.
         scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`; of a flow `"euler"` (if None) or `"heun"`; of
             a consistency model `"lcm"`.
         clip: whether the predicted clean image is clipped to [-1, 1]; None keeps the model's own rule.
         eta: step noise of DDIM (or of the pipeline, if it takes one), from 0 to 1.
-        guidance: scale of classifier-free guidance of a conditional model; 1 is none.
+        guidance: scale of classifier-free guidance of a conditional model or a text pipeline; 1 is none.
         compile: whether the network runs through `torch.compile`.
         shape: shape of one noise, for a callable and for nothing else.
+        prompts: what the conditions 0, 1, ... of a text pipeline stand for.
+        options: further arguments of a pipeline's call, such as `{"height": 512, "image": picture}`.
         device: where the network runs; a pipeline stays where it is.
 
     Raises:
-        ValueError: if the source is unknown, a file is not the registered one, is truncated, is not
-            safetensors, does not fit its configuration, or an option does not belong to the source.
+        ValueError: if the source is unknown or the hub cannot be reached; if a file is not the registered one,
+            is truncated, is not safetensors, does not fit its configuration, lies outside of the folder or asks
+            for other code than that of diffusers and transformers; or if an option does not belong to the source.
 
     Examples:
         >>> import antinb
@@ -92,18 +95,20 @@ def load(
     settings = {"steps": steps, "scheduler": scheduler, "clip": clip}
     settings |= {"eta": eta, "guidance": guidance, "compile": compile}
     given = {name: value for name, value in settings.items() if value is not None}
+    extras = {"prompts": prompts, "options": options or {}}
     if isinstance(source, DiffusionPipeline):
-        return _pipeline(source, given, shape)
+        return _pipeline(source, given, shape, **extras)
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (AssertionError, RuntimeError, TypeError):
         raise ValueError(f"device must be one that torch has here, such as 'cpu' or 'cuda:0'; got {device!r}") from None
     if callable(source):
-        if shape is None or given:
-            raise ValueError(f"a callable needs shape= and takes no {', '.join(settings)}; got {shape=!r}, {given}")
+        if shape is None or given or any(extras.values()):
+            refused = ", ".join(settings | extras)
+            raise ValueError(f"a callable needs shape= and takes no {refused}; got {shape=!r}, {given}")
         module = isinstance(source, torch.nn.Module)
-        return pipelines.Function(source.to(place).eval() if module else source, shape, place)
+        return functions.Function(source.to(place).eval() if module else source, shape, place)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"a model is a name, a folder, a pipeline or a callable; got {source!r}")
     if shape is not None:
@@ -114,10 +119,19 @@ def load(
         _verify(folder, shipped[str(source)]["files"])
     elif Path(source).is_dir():
         folder = Path(source)
+    elif hub.ID.fullmatch(str(source)):
+        folder = hub.download(str(source))
     else:
         close = difflib.get_close_matches(str(source), shipped, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(shipped)}"
         raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
+    folders.inside(folder)
+    if (folder / folders.INDEX).exists() and folders.config(folder, folders.INDEX).get("_class_name") not in OWN_LOOP:
+        from antinb import components
+
+        return _pipeline(components.load(folder, place), given, shape, **extras)
+    if any(extras.values()):
+        raise ValueError(f"prompts= and options= belong to a pipeline; {str(source)!r} runs in antinb's own loop")
     return _folder(folder, place).with_(**given)
 
 
@@ -129,11 +143,13 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
     """
     folder = DATA / "models" / str(source) if str(source) in registry() else Path(source)
     seed = at_least(0, "seed", seed, SEEDS)
+    build, path = _denoiser(folder)
+    _check(build, path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _, network = _architecture(folder)
+        network = build()
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
-    return _from_network(network, _config(folder, SCHEDULER), **identity).with_(steps=steps)
+    return _from_network(network, _levels(folder), **identity).with_(steps=steps)
 
 
 def mixture(name: str) -> Mixture:
@@ -150,71 +166,90 @@ def mixture(name: str) -> Mixture:
 
 
 def _mixture(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], Path]:
-    path, tensors, metadata = _tensors(folder, "mixture.safetensors", device)
+    tensors, metadata = folders.tensors(folder, "mixture.safetensors", device)
     missing = {"weights", "means", "factors", "variances"} - set(tensors) or {"shape"} - set(metadata)
     if missing:
         raise ValueError(f"{folder.name}/mixture.safetensors lacks {min(missing)!r}")
     parts = (tensors[key].float() for key in ("weights", "means", "factors", "variances"))
-    return Mixture(*parts), tuple(json.loads(metadata["shape"])), path
+    return Mixture(*parts), tuple(json.loads(metadata["shape"])), folder / "mixture.safetensors"
 
 
-def _pipeline(source: DiffusionPipeline, given: dict[str, object], shape: tuple[int, ...] | None) -> pipelines.Pipeline:
+def _pipeline(
+    source: DiffusionPipeline,
+    given: dict[str, object],
+    shape: tuple[int, ...] | None,
+    prompts: Sequence[str],
+    options: Mapping[str, object],
+) -> pipelines.Pipeline:
     name, taken = type(source).__name__, inspect.signature(source.__call__).parameters
-    refused = sorted(key for key in given if key != "steps" and not (key == "eta" and "eta" in taken))
+    arguments = {"eta": "eta", "guidance": "guidance_scale"}
+    refused = sorted(key for key in given if key != "steps" and arguments.get(key) not in taken)
     if refused or shape is not None:
         raise ValueError(f"{name} is called as it is; it takes no {refused[0] if refused else 'shape'}= here")
-    steps = {"steps": given.pop("steps")} if "steps" in given else {}
-    return pipelines.Pipeline(source, **steps, options=given)
+    steps = {"steps": given["steps"]} if "steps" in given else {}
+    own = {arguments[key]: value for key, value in given.items() if key != "steps"}
+    return pipelines.Pipeline(source, **steps, options={**options, **own}, prompts=prompts)
 
 
 def _verify(folder: Path, files: dict[str, str]) -> None:
     for name, wanted in files.items():
-        found = _sha256(folder / name) if (folder / name).exists() else "no file"
+        found = folders.sha256(folder / name) if (folder / name).exists() else "no file"
         if found != wanted:
             rule = f"{folder.name}/{name} is not the registered file: sha256 {wanted[:12]} expected"
             raise ValueError(f"{rule}; got {found[:12]}")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _folder(
     folder: Path, device: torch.device
 ) -> Sampler | decoders.Decoder | decoders.Latent | couplings.NormalizingFlow:
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() and not (folder / folders.INDEX).exists():
         return _one_call(folder, device)
-    config = _config(folder, SCHEDULER)
+    config = _levels(folder)
     if (folder / "mixture.safetensors").exists():
         known, size, path = _mixture(folder, device)
-        return generators.from_mixture(known, size, config, model=folder.name, weights_sha256=_sha256(path))
-    part, network = _architecture(folder)
-    network, path = _weights(network, folder / part, device)
-    sampler = _from_network(network, config, model=folder.name, weights_sha256=_sha256(path))
+        return generators.from_mixture(known, size, config, model=folder.name, weights_sha256=folders.sha256(path))
+    network, path = _filled(*_denoiser(folder), device)
+    sampler = _from_network(network, config, model=folder.name, weights_sha256=folders.sha256(path))
     if not (folder / "vae").is_dir():
         return sampler
-    autoencoder, path = _weights(_known(folder, "vae", {"AutoencoderKL": AutoencoderKL}), folder / "vae", device)
-    return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": _sha256(path)})
+    autoencoder, path = _filled(*_known(folder / "vae", {"AutoencoderKL": AutoencoderKL}), device)
+    return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": folders.sha256(path)})
 
 
-def _architecture(folder: Path) -> tuple[str, nn.Module]:
-    """Return the subfolder of a diffusers folder that holds its network, and the network without its weights."""
+def _levels(folder: Path) -> dict[str, object]:
+    """Return the configuration of a folder's scheduler."""
+    return folders.config(folders.part(folder, "scheduler"), "scheduler_config.json")
+
+
+def _denoiser(folder: Path) -> tuple[Callable[[], nn.Module], Path]:
+    """Return what builds the network of a diffusers folder, and the path of its weights."""
     part = next((name for name in PARTS if (folder / name).is_dir()), PARTS[0])
-    return part, _known(folder, part, networks.CLASSES)
+    return _known(folders.part(folder, part), networks.CLASSES)
 
 
-def _known(folder: Path, part: str, classes: dict[str, type[nn.Module]]) -> nn.Module:
-    settings = _config(folder, f"{part}/config.json")
+def _known(folder: Path, classes: dict[str, type[nn.Module]]) -> tuple[Callable[[], nn.Module], Path]:
+    settings = folders.config(folder, "config.json")
     name = settings.get("_class_name")
     if name not in classes:
-        raise ValueError(f"{folder.name}/{part} must be {' or '.join(classes)}; got {name!r}")
-    return classes[name].from_config(settings)
+        raise ValueError(f"{folder.parent.name}/{folder.name} must be {' or '.join(classes)}; got {name!r}")
+    return partial(classes[name].from_config, settings), folder / f"{folders.WEIGHTS}.safetensors"
 
 
-def _weights(network: nn.Module, folder: Path, device: torch.device) -> tuple[nn.Module, Path]:
-    path, tensors, _ = _tensors(folder, "diffusion_pytorch_model.safetensors", device)
-    return _filled(network, tensors, f"{folder.parent.name}/{folder.name}", device), path
+def _check(build: Callable[[], nn.Module], path: Path) -> None:
+    """Refuse a network, before it is built, whose configuration does not fit the weights at `path`."""
+    name, found = path.parent.name, folders.shapes(path.parent, path.stem)
+    wanted = {key: tuple(value.shape) for key, value in folders.sketch(build, found, name).state_dict().items()}
+    if wanted != found:
+        first = min(wanted.items() ^ found.items())[0]
+        raise ValueError(f"{name}: weights and configuration differ, first in {first!r}")
+
+
+def _filled(build: Callable[[], nn.Module], path: Path, device: torch.device) -> tuple[nn.Module, Path]:
+    """Return a network on its device with its weights, and their path."""
+    _check(build, path)
+    network = build()
+    network.load_state_dict(folders.tensors(path.parent, path.name, device)[0])
+    return network.to(device), path
 
 
 def _from_network(network: nn.Module, config: dict[str, object], **identity: object) -> Sampler:
@@ -225,7 +260,7 @@ def _from_network(network: nn.Module, config: dict[str, object], **identity: obj
 
 def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | couplings.NormalizingFlow:
     """Return a generator of antinb's own kinds, which make an image in one call."""
-    settings = _config(folder, "config.json")
+    settings = folders.config(folder, "config.json")
     kind = settings.get("kind")
     if kind not in OWN_KINDS:
         raise ValueError(f"{folder.name}/config.json: kind must be one of {', '.join(OWN_KINDS)}; got {kind!r}")
@@ -234,49 +269,10 @@ def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | coupling
         raise ValueError(f"{folder.name}/config.json lacks {min(missing)!r}")
     if kind == "normalizing flow":  # only who loads one imports zuko, which turns off torch's checks of distributions
         from antinb import couplings
-    build = decoders.decoder if kind == "vae" else couplings.flow
-    path, tensors, _ = _tensors(folder, "model.safetensors", device)
-    network = _filled(build(*(settings[name] for name in OWN_KINDS[kind])), tensors, folder.name, device)
-    identity = {"model": folder.name, "weights_sha256": _sha256(path)}
+    make = decoders.decoder if kind == "vae" else couplings.flow
+    build = partial(make, *(settings[name] for name in OWN_KINDS[kind]))
+    network, path = _filled(build, folder / "model.safetensors", device)
+    identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
     if kind == "vae":
         return decoders.Decoder(network, settings["latent"], identity)
     return couplings.NormalizingFlow(network, (1, settings["size"], settings["size"]), identity)
-
-
-def _filled(network: nn.Module, tensors: dict[str, torch.Tensor], name: str, device: torch.device) -> nn.Module:
-    """Return the network on its device with its weights, refusing those of another one."""
-    wanted, found = ({(key, value.shape) for key, value in state.items()} for state in (network.state_dict(), tensors))
-    if wanted != found:
-        raise ValueError(f"{name}: weights and configuration differ, first in {min(wanted ^ found)[0]!r}")
-    network.load_state_dict(tensors)
-    return network.to(device)
-
-
-def _config(folder: Path, name: str) -> dict[str, object]:
-    try:
-        settings = json.loads((folder / name).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder.name!r} is no diffusers folder: it lacks {name}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder.name}/{name} is not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{folder.name}/{name} must hold a JSON object; got {settings!r}")
-    return settings
-
-
-def _tensors(folder: Path, name: str, device: torch.device) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:
-    """Return the path, tensors and metadata of a safetensors file, refusing whatever is not one."""
-    path = folder / name
-    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
-    if not path.exists():
-        found = f"it holds the pickle {pickles[0]}, which is never loaded" if pickles else "it is missing"
-        raise ValueError(f"{folder.name} needs {name}: {found}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        return path, load_file(path, str(device)), metadata
-    except SafetensorError as error:
-        with path.open("rb") as file:
-            if file.read(2) in DISGUISES:
-                raise ValueError(f"{folder.name}/{name} is a pickle; only safetensors is loaded") from None
-        raise ValueError(f"{folder.name}/{name} is truncated or not safetensors: {error}") from None

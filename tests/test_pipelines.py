@@ -121,10 +121,6 @@ def test_the_record_names_pipeline_weights_and_scheduler(ddpm, ddim):
     assert generator.describe()["networks_sha256"] != before
 
 
-def unnegated(stream, shape):
-    return torch.zeros(1, *shape)
-
-
 def test_what_a_pipeline_does_not_take_is_refused(ddpm):
     for options, message in (({"eta": 0.5}, "eta="), ({"guidance": 2.0}, "guidance="), ({"shape": SHAPE}, "shape=")):
         with pytest.raises(ValueError, match=message):
@@ -134,7 +130,9 @@ def test_what_a_pipeline_does_not_take_is_refused(ddpm):
         (lambda: pipelines.Pipeline(ddpm, options={"num_inference_steps": 7}), "num_inference_steps"),
         (lambda: pipelines.Pipeline(ddpm, options={"stride": 7}), "stride"),
         (lambda: antinb.load(ddpm, steps=1).generate(torch.zeros(1, *SHAPE), condition=torch.tensor([1])), "condition"),
-        (lambda: pipelines.Pipeline(ddpm, 3, calls=5).generate(torch.randn(1, *SHAPE), draw=unnegated), "3 times"),
+        (lambda: pipelines.Pipeline(ddpm, options={"generator": 7}), "generator"),
+        (lambda: antinb.load(ddpm, options={"eta": 1.0}), "eta"),
+        (lambda: antinb.load(ddpm, prompts=["a"]), "prompts="),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -149,6 +147,23 @@ def test_a_pipeline_that_changes_the_start_is_refused(ddpm, monkeypatch):
     def by_numpy(shape, **_):
         return torch.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
 
+    found = antinb.load(ddpm, steps=2)
+    assert found.shape == SHAPE
     monkeypatch.setattr(pipeline_ddpm, "randn_tensor", by_numpy)
     with pytest.raises(ValueError, match="not the design's noise"):
+        found.generate(torch.randn(2, *SHAPE))
+    with pytest.raises(ValueError, match="DDPMPipeline cannot be paired: it draws no noise"):
         antinb.load(ddpm, steps=2).generate(torch.randn(2, *SHAPE))
+
+
+class Uneven(DDPMPipeline):
+    def __call__(self, batch_size=1, num_inference_steps=2, output_type="np"):
+        steps = num_inference_steps + (batch_size == 2)
+        return super().__call__(batch_size=batch_size, num_inference_steps=steps, output_type=output_type)
+
+
+def test_calls_are_counted_and_must_not_depend_on_the_batch():
+    generator = antinb.load(quiet(Uneven(tiny_unet(), DDPMScheduler(1000))), steps=3)
+    assert generator.evaluations == 3
+    with pytest.raises(ValueError, match="4 times an image, and 3 before"):
+        generator.generate(torch.randn(2, *SHAPE), draw=lambda _, shape: torch.zeros(2, *shape))

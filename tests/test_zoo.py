@@ -13,7 +13,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteSchedul
 from safetensors.torch import load_file, save_file
 
 import antinb
-from antinb import consistency, couplings, decoders, flows, generators, noise, zoo
+from antinb import consistency, couplings, decoders, flows, folders, generators, noise, zoo
 from antinb.fingerprint import module_hash
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -97,7 +97,7 @@ def test_a_decoder_is_told_by_its_configuration(vae_folder):
     model = antinb.load(vae_folder)
     assert model.shape == (5,)
     assert model.like.dtype == torch.float32
-    assert model.describe()["weights_sha256"] == zoo._sha256(vae_folder / "model.safetensors")
+    assert model.describe()["weights_sha256"] == folders.sha256(vae_folder / "model.safetensors")
     network = decoders.decoder(5, 2)
     network.load_state_dict(load_file(vae_folder / "model.safetensors"))
     z = torch.from_numpy(noise.iid(3).draw((5,), seed=0)[:, 0])
@@ -116,7 +116,7 @@ def test_the_folder_tells_the_network_and_the_scheduler_what_it_predicts(part, n
     scheduler.save_pretrained(tmp_path / "scheduler")
     model = antinb.load(tmp_path, steps=2)
     assert type(model) is kind
-    assert model.describe()["weights_sha256"] == zoo._sha256(tmp_path / part / "diffusion_pytorch_model.safetensors")
+    assert model.describe()["weights_sha256"] == folders.sha256(tmp_path / part / "diffusion_pytorch_model.safetensors")
     assert model.describe()["network_sha256"] == module_hash(network)
     assert type(zoo.untrained(tmp_path, seed=0)) is kind
 
@@ -212,7 +212,7 @@ def test_broken_configurations_name_the_file(folder):
     (folder / "unet" / "config.json").write_text("{}")
     assert "got None" in refusal(folder)
     (folder / "unet" / "config.json").unlink()
-    assert "lacks unet/config.json" in refusal(folder)
+    assert "unet/config.json is missing" in refusal(folder)
     save_file({"means": torch.zeros(2, 3)}, folder / "mixture.safetensors")
     assert "lacks 'factors'" in refusal(folder)
 
