@@ -50,7 +50,7 @@ def psnr(truth: np.ndarray) -> Statistic:
 
 
 def ssim(truth: np.ndarray) -> Statistic:
-    """Return the structural similarity with a Gaussian window of 11 pixels, at most 1.
+    """Return the structural similarity with a Gaussian window of 11 pixels, images mirrored at the border; at most 1.
 
     Raises:
         ValueError: as `l1`.
