@@ -13,11 +13,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn import functional
 
 from antinb.checks import SEEDS, at_least, check_shape, number
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # of the dot test
+LARGEST = 64  # side of an image whose projections are held as a matrix
+BICUBIC = {"mode": "bicubic", "antialias": True}
 
 
 class Operator(Protocol):
@@ -89,36 +92,29 @@ def superresolution(shape: tuple[int, int, int], factor: int) -> Linear:
     factor, (height, width) = at_least(2, "factor", factor), shape[-2:]
     if height % factor or width % factor:
         raise ValueError(f"factor must divide height and width, {height} and {width}; got {factor}")
-    size = (height // factor, width // factor)
-    return Linear(
-        "superresolution",
-        shape,
-        lambda x: functional.interpolate(x, size, mode="bicubic", antialias=True),
-        {"factor": factor},
+    rows, columns = (
+        functional.interpolate(torch.eye(side, dtype=torch.float64)[None, None], (side // factor, side), **BICUBIC)[
+            0, 0
+        ]
+        for side in (height, width)
     )
+    return Linear("superresolution", shape, lambda x: rows.to(x) @ x @ columns.T.to(x), {"factor": factor})
 
 
 def deblurring(shape: tuple[int, int, int], width: float) -> Linear:
     """Return the Gaussian blur `k * x` of a standard deviation in pixels, `(B, C, H, W)` to the same.
 
-    The kernel is `exp(-i^2 / (2 width^2))`, i to `4 width` at most, scaled to sum 1; images are mirrored at their
-    border, whose pixels are not doubled.
+    The kernel is that of `scipy.ndimage.gaussian_filter`, cut at `4 width`; images are mirrored at their border,
+    whose pixels are not doubled.
 
     Raises:
         ValueError: if the width is not from 0.1 to a quarter of the shorter side.
     """
     number("width", width, 0.1, min(shape[-2:]) / 4)
-    radius = min(math.floor(4 * width + 0.5), min(shape[-2:]) - 1)
-    bell = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * width**2))
-    bell = bell / bell.sum()
-
-    def blur(x: torch.Tensor) -> torch.Tensor:
-        rows = functional.pad(x.flatten(0, 1)[:, None], (radius,) * 4, mode="reflect")
-        kernel = bell.to(x)
-        columns = functional.conv2d(rows, kernel[None, None, :, None])
-        return functional.conv2d(columns, kernel[None, None, None]).view_as(x)
-
-    return Linear("deblurring", shape, blur, {"width": width})
+    rows, columns = (
+        torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side), width, axis=0, mode="mirror")) for side in shape[-2:]
+    )
+    return Linear("deblurring", shape, lambda x: rows.to(x) @ x @ columns.T.to(x), {"width": width})
 
 
 def fourier(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
@@ -138,26 +134,29 @@ def fourier(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
 
 
 def tomography(shape: tuple[int, int, int], views: int) -> Linear:
-    r"""Return parallel-beam projections, `(B, C, H, W)` to `(B, C, views, W)`: sparse-view CT.
+    r"""Return parallel-beam projections, `(B, C, H, W)` to `(B, C, views, W)`: sparse-view CT of small images.
 
     View k is the image turned by `pi k / views` about its centre, interpolated bilinearly with 0 outside, summed
     along each column and divided by `sqrt(H)`, so that a detector weighs its pixels by a vector of length about 1.
+    The weights are held as one dense matrix.
 
     Raises:
-        ValueError: if `views` is not a positive integer, or the image is not square.
+        ValueError: if `views` is not a positive integer, or the image is not square, of at most 64 by 64 pixels.
     """
     views = at_least(1, "views", views)
-    if shape[-2] != shape[-1]:
-        raise ValueError(f"tomography takes square images; got {tuple(shape)}")
-    angles = torch.arange(views, dtype=torch.float64) * math.pi / views
-    turns = torch.stack([angles.cos(), -angles.sin(), 0 * angles, angles.sin(), angles.cos(), 0 * angles], 1)
-    grid = functional.affine_grid(turns.reshape(views, 2, 3), (views, 1, *shape[-2:]), align_corners=False).flatten(
-        0, 1
-    )
+    if shape[-2] != shape[-1] or shape[-1] > LARGEST:
+        raise ValueError(f"tomography takes square images of at most {LARGEST} pixels a side; got {tuple(shape)}")
+    size = shape[-2:]
+    pixels = torch.eye(math.prod(size), dtype=torch.float64).view(-1, 1, *size)
+    seen = []
+    for angle in (math.pi * view / views for view in range(views)):
+        turn = torch.tensor([[[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]])
+        grid = functional.affine_grid(turn.double(), (1, 1, *size), align_corners=False).expand(len(pixels), -1, -1, -1)
+        seen.append(functional.grid_sample(pixels, grid, align_corners=False).sum((1, 2)).T / size[0] ** 0.5)
+    weights = torch.cat(seen)
 
     def projections(x: torch.Tensor) -> torch.Tensor:
-        turned = functional.grid_sample(x, grid.to(x).expand(len(x), -1, -1, -1), align_corners=False)
-        return turned.unflatten(2, (views, -1)).sum(3) / shape[-2] ** 0.5
+        return (x.flatten(-2) @ weights.T.to(x)).unflatten(-1, (views, -1))
 
     return Linear("tomography", shape, projections, {"views": views})
 

@@ -144,6 +144,7 @@ def test_the_dot_test_passes_a_right_adjoint_and_refuses_a_wrong_one():
         (lambda: operators.superresolution(SHAPE, 1), "factor must be an integer of at least 2; got 1"),
         (lambda: operators.deblurring(SHAPE, 0), "width must be a number from 0.1 to 3; got 0"),
         (lambda: operators.tomography((1, 4, 5), 3), "square"),
+        (lambda: operators.tomography((1, 65, 65), 3), "at most 64 pixels a side"),
         (lambda: operators.tomography(SHAPE, 0), "views must be an integer of at least 1; got 0"),
         (lambda: operators.Linear("none", (4, 4), torch.sin), r"shape \(C, H, W\); got \(4, 4\)"),
         (lambda: operators.random_mask(SIZE, 0.0, seed=0), "places of a mask must be an integer of at least 1; got 0"),
