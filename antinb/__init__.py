@@ -2,7 +2,8 @@
 
 `load` and `sample` make images from a noise design; `statistics`, `correlation`, `propagation`,
 `estimation`, `controls`, `pixelwise`, `figures` and `report` take them from there without torch. `symmetry` asks the
-network itself why the images of a pair oppose each other; `planning` spends a budget on both halves.
+network itself why the images of a pair oppose each other; `planning` spends a budget on both halves; `inverse` makes
+generators of reconstructions from a measurement of `operators`, and `metrics` compares them with the truth.
 """
 
 from importlib import import_module, metadata
@@ -31,9 +32,12 @@ _MODULES = (
     "hub",
     "integrator",
     "intervals",
+    "inverse",
+    "metrics",
     "modes",
     "networks",
     "noise",
+    "operators",
     "parity",
     "pipelines",
     "pixelwise",

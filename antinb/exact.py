@@ -9,6 +9,8 @@ import torch
 
 from antinb.checks import number
 
+NEGLIGIBLE = 1e-12  # weight of a component
+
 
 class Mixture:
     r"""A mixture of low-rank Gaussians, `p(x) = sum_k w_k N(x; mu_k, W_k W_k' + v_k I)`.
@@ -98,6 +100,47 @@ class Mixture:
         x = self._root(abar, clean) * clean + self._root(1 - abar, clean) * noise
         return (self.score(x, abar) + x).square().sum(1)
 
+    def posterior(self, matrix: torch.Tensor, measurement: torch.Tensor, sigma: float) -> DenseMixture:
+        r"""Return the law of x given `y = A x + sigma e`, a mixture again.
+
+        With `S_k = W_k W_k' + v_k I` and the gain `K = S_k A' (A S_k A' + sigma^2 I)^-1` a component has the mean
+        `mu_k + K (y - A mu_k)`, the covariance `S_k - K A S_k` and a weight in proportion to
+        `w_k N(y; A mu_k, A S_k A' + sigma^2 I)`. Components of a weight below 1e-12 are left out.
+
+        Args:
+            matrix: A, `(m, d)`, such as `antinb.operators.matrix` gives.
+            measurement: y, m values in any shape.
+            sigma: standard deviation of the measurement's noise, positive.
+
+        Raises:
+            ValueError: if sigma is not positive, the shapes do not fit or the measurement is not finite.
+        """
+        number("sigma", sigma, 1e-12, 1e12)
+        y = measurement.flatten().to(self.means)
+        if matrix.ndim != 2 or tuple(matrix.shape) != (len(y), self.means.shape[1]):
+            wanted = (len(y), self.means.shape[1])
+            raise ValueError(f"the matrix of {len(y)} values must be {wanted}; got {tuple(matrix.shape)}")
+        if not torch.isfinite(y).all():
+            raise ValueError(f"a measurement must be finite; got {int((~torch.isfinite(y)).sum())} values that are not")
+        seen = matrix.to(self.means)
+        noise = sigma**2 * torch.eye(len(y)).to(self.means)
+        logits, parts = [], []
+        for weight, mean, factor, variance in zip(self.weights, self.means, self.factors, self.variances, strict=True):
+            cross = factor @ (seen @ factor).T + variance * seen.T
+            root = torch.linalg.cholesky(seen @ cross + noise)
+            normal = torch.distributions.MultivariateNormal(seen @ mean, scale_tril=root)
+            logits.append(weight.log() + normal.log_prob(y))
+            parts.append((mean, factor, variance, cross, root))
+        weights = torch.stack(logits).softmax(0)
+        kept = (weights > NEGLIGIBLE).nonzero().flatten().tolist()
+        means, covariances = [], []
+        for mean, factor, variance, cross, root in (parts[k] for k in kept):
+            gain = torch.cholesky_solve(cross.T, root).T
+            means.append(mean + gain @ (y - seen @ mean))
+            prior = factor @ factor.T + variance * torch.eye(len(mean)).to(mean)
+            covariances.append(prior - gain @ cross.T)
+        return DenseMixture(weights[kept], torch.stack(means), torch.stack(covariances))
+
     @staticmethod
     def _root(value: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(value, dtype=like.dtype, device=like.device).sqrt()
@@ -117,6 +160,73 @@ class Mixture:
         volume = (dimension - rank) * noise.log() + (spread + noise[:, None]).log().sum(1)
         constant = dimension * math.log(2 * math.pi)
         return self.weights.log() - (quadratic + volume + constant) / 2, inner, shrink, noise
+
+
+class DenseMixture:
+    r"""A mixture of Gaussians with any covariances, `p(x) = sum_k w_k N(x; m_k, C_k)`: a map from noise to draws.
+
+    Called with noise `(B, ...)` of d values a row it returns `m_k + C_k^(1/2) z`, of the same shape, the root
+    symmetric. Of several components one is drawn by `torch.rand`, which `antinb.sample` takes from the design:
+    `antinb.load(mixture, shape=(C, H, W))` is its generator.
+
+    Args:
+        weights: `(K,)`, positive; they are scaled to sum to one.
+        means: `(K, d)`.
+        covariances: `(K, d, d)`, symmetric and not negative.
+
+    Raises:
+        ValueError: if the shapes do not fit, a weight is not positive or a covariance has a negative eigenvalue.
+    """
+
+    def __init__(self, weights: torch.Tensor, means: torch.Tensor, covariances: torch.Tensor) -> None:
+        shapes = [tuple(tensor.shape) for tensor in (weights, means, covariances)]
+        components, dimension = shapes[1] if len(shapes[1]) == 2 else (0, 0)
+        if shapes != [(components,), (components, dimension), (components, dimension, dimension)]:
+            raise ValueError(f"a dense mixture needs weights (K,), means (K, d), covariances (K, d, d); got {shapes}")
+        self.weights, self.means, self.covariances = weights / weights.sum(), means, covariances
+        spreads, basis = torch.linalg.eigh((covariances + covariances.mT) / 2)
+        if not (weights > 0).all() or not (spreads.amin(1) >= -1e-6 * spreads.amax(1)).all():
+            raise ValueError("the weights of a mixture must be positive, and its covariances not negative")
+        self.roots = basis * spreads.clamp(min=0).sqrt()[:, None] @ basis.mT
+
+    def __call__(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return draws of the noise's shape, `(B, ...)`."""
+        z = noise.flatten(1).to(self.means)
+        if len(self.weights) == 1:
+            return (self.means + z @ self.roots[0]).view(noise.shape)
+        uniform = torch.rand(len(z), 1, dtype=z.dtype)
+        kind = (uniform > self.weights.cumsum(0)[:-1]).sum(1)
+        draws = torch.stack([self.means[k] + self.roots[k] @ row for k, row in zip(kind.tolist(), z, strict=True)])
+        return draws.view(noise.shape)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean `sum_k w_k m_k`, `(d,)`."""
+        return self.weights @ self.means
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """The variance of each value, `(d,)`."""
+        return self.weights @ (self._variances + (self.means - self.mean).square())
+
+    def squared_error(self, truth: torch.Tensor) -> float:
+        """Return the expected `mean (x - truth)^2` over d values, `sum_k w_k (|m_k - truth|^2 + tr C_k) / d`."""
+        distance = (self.means - truth.flatten().to(self.means)).square() + self._variances
+        return float(self.weights @ distance.mean(1))
+
+    def absolute_error(self, truth: torch.Tensor) -> float:
+        r"""Return the expected `mean |x - truth|` over d values, each a folded normal's.
+
+        With distance a and standard deviation s it is `s sqrt(2 / pi) exp(-a^2 / (2 s^2)) + a erf(a / (s sqrt 2))`.
+        """
+        a = self.means - truth.flatten().to(self.means)
+        s = self._variances.clamp(min=torch.finfo(a.dtype).tiny).sqrt()
+        ratio = a / (math.sqrt(2) * s)
+        return float(self.weights @ (s * math.sqrt(2 / math.pi) * torch.exp(-ratio.square()) + a * ratio.erf()).mean(1))
+
+    @property
+    def _variances(self) -> torch.Tensor:
+        return self.covariances.diagonal(dim1=1, dim2=2)
 
 
 def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float = 0.5, variance: float = 0.1) -> Mixture:

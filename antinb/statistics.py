@@ -7,7 +7,7 @@ image is `Y = .299 R + .587 G + .114 B`; a grey image is its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -112,6 +112,25 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     )
     values = values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
     return values.assign_attrs(data.attrs)
+
+
+def pooled(tables: Sequence[xr.DataArray]) -> xr.DataArray:
+    r"""Return the deviations of several runs from their own means, all units in a row: `(statistic, unit, member)`.
+
+    For a mean over R fixed conditions, such as measurements, whose variance is `sum_r V_r / R^2`: the unit means of
+    the deviations, scaled by `sqrt(n (N - 1) / ((n - 1) N))` for n units a run and N in all, have the variance that the
+    runs have on average. `estimation.compare` of two such tables is the efficiency of a design for that mean.
+
+    Raises:
+        ValueError: if there is no table, or they differ in statistics, members, units or design, or have one unit only.
+    """
+    kinds = {(table.shape, *table["statistic"].values.tolist(), design(table), evaluations(table)) for table in tables}
+    if len(kinds) != 1 or tables[0].sizes["unit"] < 2:
+        raise ValueError(f"runs are pooled if they have one form and at least two units; got {sorted(map(str, kinds))}")
+    units, count = tables[0].sizes["unit"], tables[0].sizes["unit"] * len(tables)
+    scale = (units * (count - 1) / ((units - 1) * count)) ** 0.5
+    deviations = [scale * (table - table.mean(("unit", "member"))) for table in tables]
+    return xr.concat(deviations, "unit").assign_coords(unit=np.arange(count)).assign_attrs(tables[0].attrs)
 
 
 def defined(values: xr.DataArray, name: str) -> np.ndarray:

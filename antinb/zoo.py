@@ -165,6 +165,11 @@ def mixture(name: str) -> Mixture:
     return _mixture(DATA / "models" / name, torch.device("cpu"))[0].to(torch.float64)
 
 
+def truths() -> torch.Tensor:
+    """Return 16 Fashion-MNIST images that no shipped model was trained on, `(16, 1, 28, 28)` in [-1, 1]."""
+    return _tensors(DATA / "truths", "fashion.safetensors", torch.device("cpu"))[1]["images"] / 127.5 - 1
+
+
 def _mixture(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], Path]:
     tensors, metadata = folders.tensors(folder, "mixture.safetensors", device)
     missing = {"weights", "means", "factors", "variances"} - set(tensors) or {"shape"} - set(metadata)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LINEAR, SHAPE, random_mixture
+from scipy import stats
 
 import antinb
 from antinb import correlation, exact, generators, noise
@@ -137,3 +138,93 @@ def test_two_components_are_the_mixture_that_they_say():
 def test_impossible_cases_are_refused(call, reason):
     with pytest.raises(ValueError, match=reason):
         call()
+
+
+def observed(dimension=6, values=3):
+    """Return a mixture, a matrix and a measurement."""
+    mixture = random_mixture(dimension=dimension, rank=2, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(1)
+    matrix = torch.randn(values, dimension, generator=rng, dtype=torch.float64)
+    x = mixture.sample(1, rng)[0]
+    return mixture, matrix, matrix @ x + 0.3 * torch.randn(values, generator=rng, dtype=torch.float64)
+
+
+def density(mixture):
+    normal = torch.distributions.MultivariateNormal(mixture.means, mixture.covariances)
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(mixture.weights), normal)
+
+
+def test_the_posterior_is_prior_times_likelihood():
+    """`log p(x) + log p(y | x) - log p(x | y)` is one constant, the evidence, at every x."""
+    mixture, matrix, y = observed()
+    posterior = mixture.posterior(matrix, y, 0.3)
+    x = torch.cat([mixture.sample(20, torch.Generator().manual_seed(2)), posterior.means])
+    likelihood = torch.distributions.Normal(x @ matrix.T, 0.3).log_prob(y).sum(1)
+    evidence = mixture.log_density(x) + likelihood - density(posterior).log_prob(x)
+    torch.testing.assert_close(evidence, evidence[:1].expand_as(evidence), rtol=0, atol=1e-8)
+    assert len(posterior.weights) == 3
+
+
+def test_posterior_components_without_weight_are_left_out():
+    means = torch.tensor([[5.0, 5.0], [-5.0, -5.0]], dtype=torch.float64)
+    mixture = exact.Mixture(torch.ones(2).double(), means, torch.zeros(2, 2, 0).double(), torch.ones(2).double())
+    posterior = mixture.posterior(torch.eye(2).double(), torch.tensor([5.0, 5.0]), 0.1)
+    assert posterior.means.shape == (1, 2)
+    torch.testing.assert_close(posterior.mean, means[0])
+    torch.testing.assert_close(posterior.variance, torch.full((2,), 0.01 / 1.01, dtype=torch.float64))
+
+
+def test_dense_mixtures_draw_their_moments_from_a_design():
+    mixture, matrix, y = observed()
+    posterior = mixture.posterior(matrix, y, 2.0)  # so vague that all three components keep weight
+    generator = antinb.load(posterior, shape=(1, 2, 3))
+    run = antinb.sample(generator, noise.antithetic(20_000), seed=0, batch=2000, progress=False)["image"].values
+    draws = torch.from_numpy(run.reshape(-1, 6)).double()
+    truth = density(posterior)
+    torch.testing.assert_close(posterior.mean, truth.mean)
+    torch.testing.assert_close(posterior.variance, truth.variance)
+    assert ((draws.mean(0) - truth.mean) / (truth.variance / 20_000).sqrt()).abs().max() < 5
+    torch.testing.assert_close(draws.var(0), truth.variance, rtol=0.03, atol=0)
+    share = density(posterior).log_prob(draws).mean() - truth.log_prob(truth.sample((40_000,))).mean()
+    assert share.abs() < 0.05
+
+
+def test_pairs_of_one_gaussian_are_mirrored_about_its_mean():
+    posterior = random_mixture(1, 6, 2, dtype=torch.float64).posterior(torch.eye(6)[:2], torch.ones(2), 0.5)
+    z = torch.from_numpy(noise.iid(5).draw((1, 2, 3), seed=0)[:, 0]).double()
+    middle = (posterior(z) + posterior(-z)).flatten(1) / 2
+    torch.testing.assert_close(middle, posterior.mean.expand_as(middle))
+    root = posterior.roots[0]
+    torch.testing.assert_close(root @ root, posterior.covariances[0])
+
+
+def test_expected_errors_are_the_integrals():
+    weights, means, sds = np.array([0.3, 0.7]), np.array([[-0.5, 1.0], [0.8, -0.2]]), np.array([[0.3, 0.6], [0.2, 1.1]])
+    covariances = torch.from_numpy(sds**2).diag_embed()
+    mixture = exact.DenseMixture(torch.from_numpy(weights), torch.from_numpy(means), covariances)
+    truth = np.array([0.1, 0.4])
+    for loss, found in ((np.square, mixture.squared_error), (np.abs, mixture.absolute_error)):
+        integrals = [
+            stats.norm(m, s).expect(lambda x, t=t, loss=loss: loss(x - t), epsabs=1e-11)
+            for row in zip(means, sds, strict=True)
+            for m, s, t in zip(*row, truth, strict=True)
+        ]
+        assert found(torch.from_numpy(truth)) == pytest.approx(
+            weights @ np.reshape(integrals, (2, 2)).mean(1), rel=1e-7
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda mixture, matrix, y: mixture.posterior(matrix, y, 0.0), "sigma must be a number from 1e-12"),
+        (lambda mixture, matrix, y: mixture.posterior(matrix.T, y, 0.3), r"must be \(3, 6\); got \(6, 3\)"),
+        (lambda mixture, matrix, y: mixture.posterior(matrix, y * torch.nan, 0.3), "finite; got 3 values"),
+        (lambda *_: exact.DenseMixture(torch.ones(1), torch.ones(1, 2), torch.ones(1, 3, 3)), "covariances"),
+        (lambda *_: exact.DenseMixture(torch.ones(1), torch.ones(1, 2), -torch.eye(2)[None]), "not negative"),
+        (lambda *_: exact.DenseMixture(-torch.ones(1), torch.ones(1, 2), torch.eye(2)[None]), "positive"),
+    ],
+)
+def test_impossible_posteriors_are_refused(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call(*observed())

@@ -158,3 +158,22 @@ def test_a_rectified_flow_that_knows_the_image_has_no_loss(recipes):
     losses = recipe.loss(network, torch.Generator().manual_seed(0), clean, torch.arange(8))
     assert max(losses) < 1e-8
     assert all(label in (row, 10) for row, label in enumerate(seen))
+
+
+def test_truths_are_images_of_the_test_set(recipes, tmp_path):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (40, 28, 28), np.uint8)
+    labels = random.integers(0, 10, 40)
+    np.savez(tmp_path / "data.npz", test_images=pixels, test_labels=labels)
+    recipes("truths").pick.callback(data=tmp_path / "data.npz", out=tmp_path / "truths.safetensors")
+    held = load_file(tmp_path / "truths.safetensors")
+    assert len(set(held["places"].tolist())) == 16
+    np.testing.assert_array_equal(held["images"][:, 0], pixels[held["places"]])
+    np.testing.assert_array_equal(held["labels"], labels[held["places"]])
+
+
+def test_shipped_truths_are_images_in_range():
+    truths = antinb.zoo.truths()
+    assert truths.shape == (16, 1, 28, 28)
+    assert truths.dtype == torch.float32
+    assert (truths.min(), truths.max()) == (-1, 1)

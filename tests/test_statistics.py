@@ -5,6 +5,7 @@ import json
 import dask.array
 import numpy as np
 import pytest
+import xarray as xr
 
 from antinb import dataset, statistics
 
@@ -71,3 +72,33 @@ def test_range_is_read_from_the_run():
     run = run_of(np.full((4, 1, 1, 3, 3), 0.5, np.float32))
     assert json.loads(run["image"].attrs["range"]) == [-1, 1]
     assert statistics.measure(run, statistics.pixel_mean).values == pytest.approx(0.75)
+
+
+def table_of(values, seed=0, **attrs):
+    """Return measured values `(unit, member)` of one statistic, as `measure` does."""
+    about = {"design": {"name": "antithetic"}, "evaluations": 3, "seed": seed} | attrs
+    array = xr.DataArray(values[None], dims=("statistic", "unit", "member"), coords={"statistic": ["s"]})
+    return array.assign_attrs({key: json.dumps(value) for key, value in about.items()})
+
+
+def test_pooled_runs_have_the_mean_variance_of_their_units():
+    random = np.random.default_rng(0)
+    tables = [random.normal(place, spread, (12, 2)) for place, spread in ((0, 1), (100, 5), (-7, 2))]
+    together = statistics.pooled([table_of(table) for table in tables])
+    expected = np.mean([table.mean(1).var(ddof=1) for table in tables])
+    assert together.shape == (1, 36, 2)
+    assert together.mean(("unit", "member")).item() == pytest.approx(0, abs=1e-12)
+    assert together.mean("member").values.var(ddof=1) == pytest.approx(expected, rel=1e-12)
+    assert statistics.evaluations(together) == 3 * 36 * 2
+
+
+def test_runs_of_another_form_are_not_pooled():
+    table = table_of(np.arange(8.0).reshape(4, 2))
+    others = (table[:, :3], table[..., :1], table_of(table[0].values, design={"name": "partial"}))
+    for other in others:
+        with pytest.raises(ValueError, match="one form"):
+            statistics.pooled([table, other])
+    with pytest.raises(ValueError, match="at least two units"):
+        statistics.pooled([table[:, :1]])
+    with pytest.raises(ValueError, match="one form"):
+        statistics.pooled([])
