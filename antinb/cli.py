@@ -73,6 +73,7 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
 @click.option("--scheduler", type=click.Choice(["ddim", "ddpm", "dpmsolver++", "euler", "heun", "lcm"]))
 @click.option("--condition", type=int, help="One class for all units, of a conditional model.")
+@click.option("--prompt", "prompts", multiple=True, help="Condition 0, 1, ... of a text pipeline, in order.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1 is none.")
 @click.option("--batch", default=64, show_default=True)
 @click.option(
@@ -87,18 +88,19 @@ def sample(
     steps: int | None,
     scheduler: str | None,
     condition: int | None,
+    prompts: tuple[str, ...],
     guidance: float | None,
     batch: int,
     store: Path,
 ) -> None:
-    """Sample MODEL, a shipped name or a diffusers folder, to a Zarr store."""
+    """Sample MODEL, a shipped name, a diffusers folder or an id of the hub, to a Zarr store."""
     from antinb import noise, sampling, zoo
 
     if (design == "simplex") != (k is not None):
         raise click.UsageError(f"--k belongs to the simplex design and to no other; got --design {design}, --k {k}")
     try:
         chosen = getattr(noise, design)(units, *([] if k is None else [k]))
-        generator = zoo.load(model, steps=steps, scheduler=scheduler, guidance=guidance)
+        generator = zoo.load(model, steps=steps, scheduler=scheduler, guidance=guidance, prompts=prompts)
         sampling.sample(generator, chosen, seed=seed, condition=condition, store=store, batch=batch)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None

@@ -182,11 +182,11 @@ class Pipeline:
 
     def _conditions(self, rows: int, condition: torch.Tensor | None) -> dict[str, object]:
         """Return the arguments that make a batch of `rows` images, of one condition or one each."""
-        size = {name: rows for name in SIZES[:1] if name in self._arguments}
+        size = dict.fromkeys([name for name in SIZES if name in self._arguments][:1], rows)
         if self._count == 0:
             if condition is not None:
                 raise ValueError(f"{self._name} takes no condition; got {condition.tolist()}")
-            if not size:
+            if "prompt" in self._arguments or not size:
                 raise ValueError(f"{self._name} needs prompts=, or prompt_embeds among its options")
             return size
         if condition is None and self._count == 1:

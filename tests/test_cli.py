@@ -181,6 +181,8 @@ def test_sample_writes_a_run(workplace):
         (("fashion-mixtur",), "did you mean 'fashion-mixture'?"),
         (("fashion-mixture", "--k", "3"), "--k belongs to the simplex design"),
         (("fashion-mixture", "--design", "simplex"), "--k belongs to the simplex design"),
+        (("fashion-mixture", "--prompt", "a cat"), "prompts= and options= belong to a pipeline"),
+        (("nobody/nothing",), "'hf download nobody/nothing --local-dir FOLDER'"),
     ],
 )
 def test_sample_refuses_in_one_line(workplace, arguments, message):

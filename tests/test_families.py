@@ -143,3 +143,19 @@ def test_conditions_reach_the_network(case):
     assert (first[1] - second[1]).abs().max() > 1e-5
     with pytest.raises(ValueError, match="needs a condition from 0"):
         generator.generate(z, draw=draw())
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_the_images_are_those_of_latents_passed_by_hand(name, tmp_path):
+    family = FAMILIES[name]
+    generator = antinb.load(family.save(tmp_path / "m"), steps=2, prompts=family.prompts, options=family.options)
+    z, pipeline = starts(generator, 0), generator.pipeline
+    given = {key: value.repeat_interleave(2, 0) if "embeds" in key else value for key, value in family.options.items()}
+    if family.prompts:
+        given |= {"prompt": list(family.prompts), "latents": z}
+    else:
+        given |= {"latents": pipeline._pack_latents(z, *z.shape)}
+    images = pipeline(**given, num_inference_steps=2, output_type="np").images
+    raw = generator.generate(z, condition=torch.tensor([0, 1]) if family.prompts else None).numpy()
+    np.testing.assert_allclose((raw / 2 + 0.5).clip(0, 1), images.transpose(0, 3, 1, 2), atol=1e-5)
+    assert np.abs(raw).max() > 1

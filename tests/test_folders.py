@@ -93,6 +93,10 @@ CASES = {
         lambda folder: edit(folder / "model_index.json", text_encoder=["transformers", "pipeline"]),
         "text_encoder must be a class of diffusers or transformers, a network",
     ),
+    "a class that is no part": (
+        lambda folder: edit(folder / "model_index.json", vae=["diffusers", "DiffusionPipeline"]),
+        "vae must be a class of diffusers or transformers, a network",
+    ),
     "no pipeline of diffusers": (
         lambda folder: edit(folder / "model_index.json", _class_name="AutoencoderKL"),
         "must name a pipeline of diffusers; got 'AutoencoderKL'",

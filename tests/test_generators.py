@@ -6,7 +6,7 @@ from conftest import LINEAR, SHAPE, random_mixture, tiny_transformer, tiny_unet
 from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
 import antinb
-from antinb import generators, noise, pipelines
+from antinb import functions, generators, noise
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -102,9 +102,9 @@ def test_conditions_reach_the_network():
         (lambda g: g.generate(torch.zeros(2, 1, 7, 8)), r"\(2, 1, 7, 8\)"),
         (lambda g: generators.from_mixture(random_mixture(), (1, 5, 5), LINEAR), r"\(1, 5, 5\)"),
         (lambda g: generators.make_scheduler({"prediction_type": "v_prediction"}), "v_prediction"),
-        (lambda g: pipelines.Function(abs, (3, 0)), r"\(3, 0\)"),
-        (lambda g: pipelines.Function(lambda z: z[0], SHAPE).generate(torch.zeros(2, *SHAPE)), r"\(1, 8, 8\)"),
-        (lambda g: pipelines.Function(lambda z: None, SHAPE).generate(torch.zeros(2, *SHAPE)), "NoneType"),
+        (lambda g: functions.Function(abs, (3, 0)), r"\(3, 0\)"),
+        (lambda g: functions.Function(lambda z: z[0], SHAPE).generate(torch.zeros(2, *SHAPE)), r"\(1, 8, 8\)"),
+        (lambda g: functions.Function(lambda z: None, SHAPE).generate(torch.zeros(2, *SHAPE)), "NoneType"),
     ],
 )
 def test_bad_input_is_refused_with_the_value(mixture_generator, call, message):

@@ -156,6 +156,23 @@ def test_a_pipeline_that_changes_the_start_is_refused(ddpm, monkeypatch):
         antinb.load(ddpm, steps=2).generate(torch.randn(2, *SHAPE))
 
 
+class OfImages(DDPMPipeline):
+    def __call__(self, num_videos_per_prompt=1, num_inference_steps=2, output_type="np"):
+        frames = super().__call__(
+            num_videos_per_prompt, num_inference_steps=num_inference_steps, output_type=output_type
+        )
+        return (frames.images[:, None].repeat(3, 1),)
+
+
+def test_frames_lie_below_each_other_and_a_batch_needs_no_prompt(ddpm):
+    generator = antinb.load(quiet(OfImages(ddpm.unet, ddpm.scheduler)), steps=2)
+    assert generator.shape == SHAPE
+    z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    given = {"draw": lambda stream, shape: torch.full((3, *shape), 1.0 * stream)}
+    images = antinb.load(ddpm, steps=2).generate(z, **given)
+    torch.testing.assert_close(generator.generate(z, **given), images.repeat(1, 1, 3, 1))
+
+
 class Uneven(DDPMPipeline):
     def __call__(self, batch_size=1, num_inference_steps=2, output_type="np"):
         steps = num_inference_steps + (batch_size == 2)
