@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from diffusers import DDIMScheduler
@@ -82,15 +82,9 @@ class Solver(ABC):
         x = self._state(noise)
         y = self.measurement.to(x)
         for stream, (t, abar, after) in enumerate(self._levels, 1):
-            # arXiv 2010.02502, equations 12 and 16, in its own order of x0, predicted noise and fresh noise
             spread = self.model.eta * math.sqrt((1 - after) / (1 - abar) * (1 - abar / after))
-            direction = math.sqrt(1 - after - spread**2)
             fresh = spread * draw(stream, self.shape).to(x) if spread else 0
-
-            def follow(x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-                return math.sqrt(after) * x0 + direction * eps + fresh  # noqa: B023
-
-            x = self._step(x, y, t, abar, condition, follow)
+            x = self._step(x, y, t, abar, condition, partial(_follow, after, spread, fresh))
         return x
 
     def describe(self) -> dict[str, object]:
@@ -265,6 +259,13 @@ def law(solver: Solver) -> DenseMixture:
     used = range(streams if solver.model.eta else 1)
     maps = [respond([unit if stream == k else zero for stream in range(streams)]) - mean for k in used]
     return DenseMixture(torch.ones(1).to(mean), mean[None], sum(part.T @ part for part in maps)[None])
+
+
+def _follow(
+    after: float, spread: float, fresh: torch.Tensor | float, x0: torch.Tensor, eps: torch.Tensor
+) -> torch.Tensor:
+    """Return the next state from the predicted image, the predicted and the fresh noise (arXiv 2010.02502, eq. 12)."""
+    return math.sqrt(after) * x0 + math.sqrt(1 - after - spread**2) * eps + fresh
 
 
 def _dot(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -98,7 +98,7 @@ def test_bad_input_is_refused_with_the_value(call, value):
 
 
 NUMPY_HALF = ["noise", "modes", "dataset", "statistics", "correlation", "propagation", "intervals", "estimation"]
-NUMPY_HALF += ["pixelwise", "controls"]
+NUMPY_HALF += ["pixelwise", "controls", "metrics"]
 
 
 @pytest.mark.parametrize("module", [*NUMPY_HALF, "figures", "report", "cli"])
