@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -23,7 +25,7 @@ from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
 
 if TYPE_CHECKING:
-    from antinb import couplings
+    from antinb import couplings, perception
 
 _HERE = Path(__file__).parent
 DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
@@ -134,6 +136,42 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
         _, network = _architecture(folder)
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
     return _from_network(network, _config(folder, SCHEDULER), **identity).with_(steps=steps)
+
+
+def classifier(name: str | Path) -> perception.Classifier:
+    """Return the shipped classifier of that name, such as `"fashion-classifier"`, or the one in a folder.
+
+    Raises:
+        ValueError: if there is no such classifier, or its weights are not whole.
+    """
+    from antinb import perception  # only who judges images imports torchmetrics
+
+    shipped = sorted(path.name for path in (DATA / "models").glob("*-classifier"))
+    folder = DATA / "models" / str(name) if name in shipped else Path(name)
+    if not folder.is_dir():
+        raise ValueError(f"a classifier is one of {', '.join(shipped)}, or a folder; got {str(name)!r}")
+    _, tensors, _ = _tensors(folder, "model.safetensors", torch.device("cpu"))
+    classes, colours = _config(folder, "quality.json")["classes"], tensors["0.weight"].shape[1]
+    network = perception.network(colours, 32 if colours == 3 else 28, len(classes))
+    return perception.Classifier(_filled(network, tensors, folder.name, torch.device("cpu")), classes)
+
+
+def test_images(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return held-out images that no model was trained on, `(N, C, H, W)` in [-1, 1], and their classes `(N,)`.
+
+    `"fashion"`: the first 40 test images of Fashion-MNIST of each of six classes, not selected further.
+
+    Raises:
+        ValueError: if none of that name are shipped.
+    """
+    folder = DATA / "images" / str(name)
+    if not (folder / "images.png").exists():
+        raise ValueError(f"held-out images are shipped for 'fashion'; got {name!r}")
+    about = _config(folder, "images.json")
+    with Image.open(folder / "images.png") as sheet:
+        tiles = np.asarray(sheet).reshape(len(about["classes"]), about["size"], -1, about["size"]).swapaxes(1, 2)
+    labels = np.repeat(about["classes"], tiles.shape[1])
+    return tiles.reshape(-1, 1, about["size"], about["size"]).astype(np.float32) / 127.5 - 1, labels
 
 
 def mixture(name: str) -> Mixture:
