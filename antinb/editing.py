@@ -89,20 +89,23 @@ class FlowEdit(Editor):
 
     Attributes:
         from_class: `(N,)`, the class of each source.
+        backward: the model with the guidance of the source's velocity.
         members: noises a step, the members of one unit; the run has one image a unit.
     """
 
     from_class: torch.Tensor
+    backward: RectifiedFlow
     members: int
 
     @property
     def evaluations(self) -> int:
-        """Network calls for one edit: two for each repeat of each step, twice that with guidance."""
-        return 2 * self.members * super().evaluations
+        """Network calls for one edit: two velocities for each repeat of each step, two calls for a guided one."""
+        return (self.model.steps - self.first) * self.members * (self.model.calls + self.backward.calls)
 
     def describe(self) -> dict[str, object]:
-        """Return what every editor says, the classes of the sources and the repeats."""
-        return super().describe() | {"from_class": self.from_class.tolist(), "repeats": self.members}
+        """Return what every editor says, the classes of the sources, their guidance and the repeats."""
+        own = {"from_class": self.from_class.tolist(), "source_guidance": self.backward.guidance}
+        return super().describe() | own | {"repeats": self.members}
 
     @torch.no_grad()
     def generate(
@@ -126,7 +129,7 @@ class FlowEdit(Editor):
             drawn = (draw(stream, self.shape) if stream else noise).to(source)
             noised = (1 - t) * source + t * drawn
             moved = edit.repeat_interleave(self.members, 0) + (noised - source)
-            change = self.model.velocity(moved, t, after) - self.model.velocity(noised, t, before)
+            change = self.model.velocity(moved, t, after) - self.backward.velocity(noised, t, before)
             edit = edit + (following - t) * change.unflatten(0, (-1, self.members)).mean(1)
         return edit
 
@@ -168,6 +171,7 @@ def flow_edit(
     *,
     strength: float = 0.7,
     repeats: int = 1,
+    source_guidance: float = 1.0,
 ) -> FlowEdit:
     r"""Return the editor that moves a source along the difference of two velocities, averaged over noises.
 
@@ -175,10 +179,10 @@ def flow_edit(
 
         x <- x + (t' - t) / R sum_n [v(x + u - s, t, to_class) - v(u, t, from_class)].
 
-    Of K steps the last `k = max(1, round(strength K))` are made, by Euler's rule; guidance is the model's, in
-    both velocities. The R noises of a step are the members of one unit, step j is stream j: a run has one
-    image a unit, and costs `2 R k` network calls for it (twice that with guidance). A design with independent
-    step noise (`noise.sobol`, `noise.latin`) should be a `supercube` here, where all steps count alike.
+    Of K steps the last `k = max(1, round(strength K))` are made, by Euler's rule. The first velocity has the
+    model's guidance, the second its own. The R noises of a step are the members of one unit, step j is stream
+    j: a run has one image a unit, and costs `2 R k` network calls for it, up to `4 R k` with guidance. All steps
+    count alike, so `noise.sobol` and `noise.latin` should be a `supercube` here.
 
     Args:
         model: a class-conditional rectified flow, on Euler steps.
@@ -187,6 +191,7 @@ def flow_edit(
         to_class: the class that all sources, or each of them, are to become.
         strength: share of the sampler's steps that is made, above 0 and at most 1.
         repeats: R, the members of a unit of the design.
+        source_guidance: scale of guidance of the source's velocity; 1 is none.
 
     Raises:
         ValueError: for another model or scheduler, sources of another shape or not finite, a class that the
@@ -214,7 +219,8 @@ def flow_edit(
     )
     if (before == after).any():
         raise ValueError(f"an edit goes from one class to another; got from {before.tolist()} to {after.tolist()}")
-    return FlowEdit(model, images, after, _first(model, strength), before, at_least(1, "repeats", repeats))
+    backward = model.with_(guidance=source_guidance)
+    return FlowEdit(model, images, after, _first(model, strength), before, backward, at_least(1, "repeats", repeats))
 
 
 def _sources(model: Diffusion | RectifiedFlow, sources: Images) -> torch.Tensor:
