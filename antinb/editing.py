@@ -7,17 +7,20 @@ condition of a unit is the number of its source, so that one run edits them all:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xarray as xr
 
 from antinb.checks import at_least, number
 from antinb.draws import StepNoise
 from antinb.fingerprint import tensors_hash
 from antinb.flows import RectifiedFlow
 from antinb.generators import Diffusion, check_noise
+from antinb.perception import Classifier, ssim
 
 Images = np.ndarray | torch.Tensor
 Classes = int | Sequence[int]
@@ -221,6 +224,35 @@ def flow_edit(
         raise ValueError(f"an edit goes from one class to another; got from {before.tolist()} to {after.tolist()}")
     backward = model.with_(guidance=source_guidance)
     return FlowEdit(model, images, after, _first(model, strength), before, backward, at_least(1, "repeats", repeats))
+
+
+def measure(run: xr.Dataset, editor: Editor, classifier: Classifier) -> xr.DataArray:
+    """Return what the edits of a run reach and what they keep, `(measure, unit, member)`.
+
+    `target`: the probability of the class to become, in [0, 1]. `ssim`: structural similarity with the source, in
+    [-1, 1]. `feature distance`: Euclidean distance from the source in the classifier's features.
+
+    Args:
+        run: edits, with the number of a unit's source in `condition` where there are several.
+        editor: the editor that made them.
+        classifier: from `antinb.zoo.classifier`, of the model's classes.
+
+    Raises:
+        ValueError: if the model has no classes, or a condition is no source of the editor.
+    """
+    if editor.to_class is None:
+        raise ValueError("the probability of a target needs an editor with classes; got to_class=None")
+    numbers = run["condition"].values if "condition" in run.coords else np.zeros(run.sizes["unit"], int)
+    if not 0 <= numbers.min() <= numbers.max() < len(editor.sources):
+        raise ValueError(f"the condition of a unit is its source, from 0 to {len(editor.sources) - 1}; got {numbers}")
+    low, high = json.loads(run["image"].attrs["range"])
+    both = run["image"].values, editor.sources.cpu().numpy()[numbers][:, None]
+    edits, sources = (np.clip((images - low) / (high - low), 0, 1) for images in both)
+    reached = classifier.probabilities(edits)[np.arange(len(edits)), :, editor.to_class.numpy()[numbers]]
+    kept = ssim(edits, np.broadcast_to(sources, edits.shape))
+    moved = np.linalg.norm(classifier.features(edits) - classifier.features(sources), axis=-1)
+    coords = {"measure": ["target", "ssim", "feature distance"], "unit": run["unit"]}
+    return xr.DataArray(np.stack([reached, kept, moved]), coords, ["measure", "unit", "member"], attrs=run.attrs)
 
 
 def _sources(model: Diffusion | RectifiedFlow, sources: Images) -> torch.Tensor:

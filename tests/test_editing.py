@@ -7,7 +7,7 @@ from conftest import LINEAR, SHAPE, tiny_transformer, tiny_unet
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import antinb
-from antinb import dataset, editing, exact, flows, generators, noise
+from antinb import dataset, editing, exact, flows, generators, noise, perception, zoo
 
 SIZE = (1, 2, 2)
 MEANS, SCALES = torch.tensor([0.3, -0.4, 0.1], dtype=torch.float64), torch.tensor([0.5, 0.5, 0.2], dtype=torch.float64)
@@ -248,3 +248,26 @@ def test_flowedit_without_step_noise_or_with_half_a_unit_is_refused():
         editor.generate(z[:3], condition=EVERY)
     with pytest.raises(ValueError, match="first step must be an integer of at most 7; got 8"):
         gaussian_flow().resume(z, 8, condition=EVERY.repeat_interleave(2))
+
+
+def test_measures_of_edits_that_are_the_source_another_image_and_the_target():
+    """Edits given outright: source 1 itself, then source 0; what is measured is against source 1."""
+    images, _ = zoo.test_images("fashion")
+    judge, flow = zoo.classifier("fashion-classifier"), antinb.load("fashion-rf", steps=2)
+    editor = editing.sd_edit(flow, images[[0, 200]], [1, 9], strength=0.5)
+    run = antinb.sample(editor, noise.iid(2, 2), seed=0, condition=[1, 1], progress=False)
+    run["image"].values[0] = images[[200, 0]]
+    found, scaled = editing.measure(run, editor, judge), (images[[200, 0]] + 1) / 2
+    assert found.dims == ("measure", "unit", "member")
+    np.testing.assert_allclose(found.sel(measure="target")[0], judge.probabilities(scaled)[:, 9], atol=1e-6)
+    np.testing.assert_allclose(found.sel(measure="ssim")[0], [1, perception.ssim(*scaled)], atol=1e-6)
+    apart = np.linalg.norm(np.subtract(*judge.features(scaled)))
+    np.testing.assert_allclose(found.sel(measure="feature distance")[0], [0, apart], atol=1e-4)
+    with pytest.raises(ValueError, match="from 0 to 1; got"):
+        editing.measure(run.assign_coords(condition=("unit", [1, 2])), editor, judge)
+
+
+def test_a_target_needs_classes(mixture_generator):
+    editor = editing.sd_edit(mixture_generator, IMAGES)
+    with pytest.raises(ValueError, match="needs an editor with classes"):
+        editing.measure(None, editor, None)
