@@ -77,9 +77,11 @@ class Consistency(Integrator):
         }
 
     @torch.no_grad()
-    def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
+    def _run(
+        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None, first: int = 0
+    ) -> Iterator[Step]:
         scheduler, numbers, x = self._set_scheduler(), itertools.count(1), self._start(noise)
-        for index, t in enumerate(scheduler.timesteps):
+        for index, t in list(enumerate(scheduler.timesteps))[first:]:
             output, last = self._guided(x, t, condition), index == self.steps - 1
             with nullcontext() if last else supply(len(x), draw, numbers):
                 following, image = scheduler.step(output, t, x, return_dict=False)

@@ -118,10 +118,16 @@ class RectifiedFlow(Integrator):
         """Return model, weights, scheduler and its grid, steps, network calls and guidance, for the record."""
         return self._record() | {"shift": self.shift, "levels": self.levels}
 
+    def noised(self, images: torch.Tensor, noise: torch.Tensor, first: int) -> torch.Tensor:
+        """Return the states `(1 - t) x + t n` that step `first` starts from, `(B, C, H, W)` twice to the same."""
+        return (1 - self.times[first]) * images + self.times[first] * noise
+
     @torch.no_grad()
-    def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
+    def _run(
+        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None, first: int = 0
+    ) -> Iterator[Step]:
         x = self._start(noise)
-        for t, after in zip(self.times, self.times[1:], strict=False):
+        for t, after in zip(self.times[first:], self.times[first + 1 :], strict=False):
             v = self.velocity(x, t, condition)
             following = x + (after - t) * v
             if self.scheduler == "heun" and after:

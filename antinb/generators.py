@@ -177,14 +177,21 @@ class Diffusion(Integrator):
             "clip_sample": settings["clip_sample"],
         }
 
+    def noised(self, images: torch.Tensor, noise: torch.Tensor, first: int) -> torch.Tensor:
+        """Return the states `sqrt(abar) x + sqrt(1 - abar) n` that step `first` starts from, `(B, C, H, W)` twice."""
+        signal = self._fresh_scheduler.alphas_cumprod[self.timesteps[first]]
+        return signal.sqrt() * images + (1 - signal).sqrt() * noise
+
     @torch.no_grad()
-    def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
+    def _run(
+        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None, first: int = 0
+    ) -> Iterator[Step]:
         scheduler, numbers = self._scheduler(), itertools.count(1)
         scheduler.set_timesteps(self.steps)
         stochastic = self.scheduler == "ddpm" or self.eta > 0
         step = partial(scheduler.step, eta=self.eta) if self.scheduler == "ddim" else scheduler.step
         x = self._start(noise) * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
+        for t in scheduler.timesteps[first:]:
             eps = self.predict_noise(scheduler.scale_model_input(x, t), t, condition)
             with supply(len(x), draw, numbers) if stochastic else nullcontext():
                 following = step(eps, t, x).prev_sample

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from antinb.checks import number
+from antinb.checks import at_least, number
 from antinb.draws import StepNoise
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -35,8 +35,10 @@ class Integrator(ABC):
     identity: Mapping[str, object]
 
     @abstractmethod
-    def _run(self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None) -> Iterator[Step]:
-        """Yield the state, the predicted noise and the next state of each step."""
+    def _run(
+        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None, first: int = 0
+    ) -> Iterator[Step]:
+        """Yield the state, the predicted noise and the next state of each step from `first` on."""
 
     @property
     def calls(self) -> int:
@@ -63,7 +65,25 @@ class Integrator(ABC):
             ValueError: if the noise or the network's output has another shape, the condition is none of the
                 network's, or a stochastic sampler is given no `draw`.
         """
-        for *_, following in self._run(noise, draw, condition):
+        return self.resume(noise, 0, draw=draw, condition=condition)
+
+    def resume(
+        self,
+        states: torch.Tensor,
+        first: int,
+        *,
+        draw: StepNoise | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the images that the steps from number `first` on, counted from 0, make of the states before them.
+
+        Streams of step noise are counted from 1 again.
+
+        Raises:
+            ValueError: as `generate`, or if there is no such step.
+        """
+        at_least(0, "the first step", first, self.steps - 1)
+        for *_, following in self._run(states, draw, condition, first):
             images = following
         return images
 

@@ -91,13 +91,17 @@ class Design:
         return {"name": self.name, "members": self.members, **self.parameters}
 
 
-def iid(units: int) -> Design:
+def iid(units: int, members: int = 1) -> Design:
     """Return independent draws, one member a unit: plain Monte Carlo.
 
+    With more members, which are independent too, a unit is a batch: the control of designs that couple as many.
+    The first member of a batch is the `z` of the antithetic pair of the same unit and seed.
+
     Raises:
-        ValueError: if `units` is not a positive integer.
+        ValueError: if `units` or `members` is not a positive integer.
     """
-    return Design("iid", units, 1, lambda rng, shape: rng.standard_normal((1, *shape)))
+    count = at_least(1, "the members of an iid unit", members)
+    return Design("iid", units, count, lambda rng, shape: rng.standard_normal((count, *shape)))
 
 
 def antithetic(units: int, *, start_only: bool = False) -> Design:
@@ -192,13 +196,15 @@ def sobol(
     basis: str = "spectral",
     leading: int | None = None,
     antithetic: bool = False,
+    supercube: bool = False,
     direction: np.ndarray | None = None,
 ) -> Design:
     """Return units of n low-discrepancy points: `leading` coordinates scrambled Sobol, the others Latin hypercube.
 
     A unit is one scrambling. The normal quantiles of the points are coefficients of noise in a basis:
     pixels in raster order, the modes of `antinb.modes` (spectral), or these with the first one laid
-    along a direction in the leading modes (learned). Step noise is independent.
+    along a direction in the leading modes (learned). Step noise is independent, or a Latin supercube: each
+    stream a scrambling of its own whose points are in random order.
 
     Args:
         units: number of scramblings.
@@ -207,14 +213,15 @@ def sobol(
         leading: number of Sobol coordinates, at most 21,201, the length of the tables; None takes 64, or all
             that the noise has.
         antithetic: whether half the points are drawn and the others are their negatives.
+        supercube: whether step noise is of low discrepancy too.
         direction: for the learned basis: a vector in the leading modes, of any length but 0.
 
     Raises:
         ValueError: if n (or n / 2) is not a power of 2, the basis is unknown, another argument is out
             of its range or, when noise is drawn, it has fewer coordinates than `leading` or the direction.
 
-    Source: Owen, Scrambled net variance for integrals of smooth functions, Ann. Stat. 25 (1997);
-        Jia et al., arXiv 2506.06185 (pixels); the spectral order is antinb's.
+    Source: Owen, Scrambled net variance for integrals of smooth functions, Ann. Stat. 25 (1997), and Latin
+        supercube sampling, ACM TOMACS 8 (1998); Jia et al., arXiv 2506.06185 (pixels); the spectral order is antinb's.
     """
     first = at_least(1, "leading", LEADING if leading is None else leading, qmc.Sobol.MAXDIM)
     points = at_least(1, "n", n) // (2 if antithetic else 1)
@@ -228,11 +235,18 @@ def sobol(
         others = max(0, dimension - first)
         return np.hstack([even, qmc.LatinHypercube(others, rng=rng).random(count)]) if others else even
 
-    return _quadrature("sobol", units, n, uniforms, basis, antithetic, direction, {"leading": first})
+    about = {"leading": first}
+    return _quadrature("sobol", units, n, uniforms, basis, antithetic, supercube, direction, about)
 
 
 def latin(
-    units: int, n: int, *, basis: str = "spectral", antithetic: bool = False, direction: np.ndarray | None = None
+    units: int,
+    n: int,
+    *,
+    basis: str = "spectral",
+    antithetic: bool = False,
+    supercube: bool = False,
+    direction: np.ndarray | None = None,
 ) -> Design:
     """Return units of n points, each coordinate of a basis stratified by itself: Latin hypercube samples.
 
@@ -250,7 +264,7 @@ def latin(
     def uniforms(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
         return qmc.LatinHypercube(dimension, rng=rng).random(count)
 
-    return _quadrature("latin", units, n, uniforms, basis, antithetic, direction, {})
+    return _quadrature("latin", units, n, uniforms, basis, antithetic, supercube, direction, {})
 
 
 def _quadrature(
@@ -260,6 +274,7 @@ def _quadrature(
     uniforms: Uniforms,
     basis: str,
     antithetic: bool,
+    supercube: bool,
     direction: np.ndarray | None,
     parameters: dict[str, object],
 ) -> Design:
@@ -278,7 +293,7 @@ def _quadrature(
     def mirrored(z: np.ndarray) -> np.ndarray:
         return np.concatenate([z, -z]) if antithetic else z
 
-    def unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    def once(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         dimension = int(np.prod(shape))
         z = special.ndtri(uniforms(rng, points, dimension))
         if direction is not None:
@@ -287,10 +302,13 @@ def _quadrature(
                     f"a direction lies in the {dimension} modes of the noise; got {len(direction)} numbers"
                 )
             z = modes.reflect(z, direction)
-        return mirrored(z.reshape(points, *shape) if basis == "pixel" else modes.to_noise(z, shape))
+        return z.reshape(points, *shape) if basis == "pixel" else modes.to_noise(z, shape)
+
+    def unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return mirrored(once(rng, shape))
 
     def steps(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return mirrored(rng.standard_normal((points, *shape)))
+        return mirrored(rng.permutation(once(rng, shape)) if supercube else rng.standard_normal((points, *shape)))
 
-    about = {"basis": basis, "antithetic": antithetic, **parameters}
+    about = {"basis": basis, "antithetic": antithetic, **({"supercube": True} if supercube else {}), **parameters}
     return Design(name, units, n, unit, parameters=about, step_noise=steps)

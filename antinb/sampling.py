@@ -38,6 +38,7 @@ def sample(
     goes on where it was, and a finished one is extended by asking for more units. On one machine,
     at one batch size and thread count, the store is the same byte for byte however often it was
     interrupted; a shard cut short by the end of a run and extended later is equal up to rounding.
+    A generator with an attribute `members` makes one image of all members of a unit: the run has one member.
 
     Args:
         generator: from `antinb.load`.
@@ -70,6 +71,10 @@ def sample(
     if trajectory and not hasattr(generator, "trajectory"):
         raise ValueError(f"trajectories need a network with its scheduler; got a {type(generator).__name__}")
     conditions = _conditions(condition, design.units)
+    averaged = getattr(generator, "members", None)
+    if averaged not in (None, design.members) or (averaged or 0) > batch:
+        found = f"a design of {design.members} members, batch {batch}"
+        raise ValueError(f"the generator makes an image of {averaged} members of a unit, in one batch; got {found}")
     shard = max(1, batch // design.members)
     config = {
         **generator.describe(),
@@ -84,7 +89,11 @@ def sample(
     store = None if store is None else Path(store)
     resumed = store is not None and store.exists()
     done = dataset.resume(store, config, design.units, conditions) if resumed else np.zeros(design.units, bool)
-    labels = {"signs": design.signs, "condition": conditions, "timesteps": generator.timesteps if trajectory else None}
+    labels = {
+        "signs": None if averaged else design.signs,
+        "condition": conditions,
+        "timesteps": generator.timesteps if trajectory else None,
+    }
     run = None
     if resumed:
         dataset.extend(store, design.units, conditions)
@@ -159,7 +168,7 @@ def generate(
         for name, part in recorded.items():
             parts.setdefault(name, []).append(part.float().cpu())
     values = {name: torch.cat(part).numpy() for name, part in parts.items()}
-    values = {name: part.reshape(len(units), design.members, *part.shape[1:]) for name, part in values.items()}
+    values = {name: part.reshape(len(units), -1, *part.shape[1:]) for name, part in values.items()}
     bad = ~np.all([np.isfinite(part).reshape(len(units), -1).all(1) for part in values.values()], 0)
     if bad.any():
         raise ValueError(

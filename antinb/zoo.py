@@ -11,40 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
-from antinb import consistency, decoders, flows, folders, functions, generators, hub, networks, pipelines
+from antinb import consistency, decoders, flows, folders, functions, generators, hub, networks, pipelines, shipped
 from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
+from antinb.shipped import DATA as DATA
+from antinb.shipped import models as models
+from antinb.shipped import registry
+from antinb.shipped import test_images as test_images
+from antinb.shipped import truths as truths
 
 if TYPE_CHECKING:
-    from antinb import couplings
+    from antinb import couplings, perception
 
-_HERE = Path(__file__).parent
-DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
 OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
 PARTS = ("unet", "transformer")
 OWN_LOOP = ("DDPMPipeline", "DDIMPipeline")  # pipelines that antinb's own sampler stands for, step by step
 
 Sampler = generators.Diffusion | flows.RectifiedFlow | consistency.Consistency
-
-
-def registry() -> dict[str, dict]:
-    """Return the shipped models by name: kind, licence, recipe, quality, files with sha256."""
-    return json.loads((DATA / "registry.json").read_text(encoding="utf-8"))
-
-
-def models() -> pd.DataFrame:
-    """Return a table of the shipped models: `kind`, `licence`, `megabytes`, `quality`, indexed by name."""
-    rows = {}
-    for name, entry in registry().items():
-        size = sum((DATA / "models" / name / file).stat().st_size for file in entry["files"])
-        kind, licence, quality = (entry[key] for key in ("kind", "licence", "quality"))
-        rows[name] = {"kind": kind, "licence": licence, "megabytes": size / 1e6, "quality": quality}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
 
 def load(
@@ -113,17 +100,16 @@ def load(
         raise ValueError(f"a model is a name, a folder, a pipeline or a callable; got {source!r}")
     if shape is not None:
         raise ValueError(f"shape= belongs to a callable; {str(source)!r} has its own; got {shape!r}")
-    shipped = registry()
-    if str(source) in shipped:
-        folder = DATA / "models" / str(source)
-        _verify(folder, shipped[str(source)]["files"])
+    known = registry()
+    if str(source) in known:
+        folder = shipped.folder(str(source))
     elif Path(source).is_dir():
         folder = Path(source)
     elif hub.ID.fullmatch(str(source)):
         folder = hub.download(str(source))
     else:
-        close = difflib.get_close_matches(str(source), shipped, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(shipped)}"
+        close = difflib.get_close_matches(str(source), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(known)}"
         raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
     folders.inside(folder)
     if (folder / folders.INDEX).exists() and folders.config(folder, folders.INDEX).get("_class_name") not in OWN_LOOP:
@@ -141,7 +127,7 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
     Raises:
         ValueError: if there is no such network or the seed is negative.
     """
-    folder = DATA / "models" / str(source) if str(source) in registry() else Path(source)
+    folder = shipped.DATA / "models" / str(source) if str(source) in registry() else Path(source)
     seed = at_least(0, "seed", seed, SEEDS)
     build, path = _denoiser(folder)
     _check(build, path)
@@ -152,22 +138,34 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
     return _from_network(network, _levels(folder), **identity).with_(steps=steps)
 
 
+def classifier(name: str | Path) -> perception.Classifier:
+    """Return the shipped classifier of that name, such as `"fashion-classifier"`, or the one in a folder.
+
+    Raises:
+        ValueError: if there is no such classifier, or its weights are not whole.
+    """
+    from antinb import perception  # only who judges images imports torchmetrics
+
+    known = {path.name: path for path in sorted((shipped.DATA / "models").glob("*-classifier"))}
+    folder = known.get(str(name), Path(name))
+    if not folder.is_dir():
+        raise ValueError(f"a classifier is one of {', '.join(known)}, or a folder; got {str(name)!r}")
+    classes = folders.config(folder, "quality.json")["classes"]
+    colours = folders.shapes(folder, "model")["0.weight"][1]
+    build = partial(perception.network, colours, 32 if colours == 3 else 28, len(classes))
+    network, _ = _filled(build, folder / "model.safetensors", torch.device("cpu"))
+    return perception.Classifier(network, classes)
+
+
 def mixture(name: str) -> Mixture:
     """Return the exact mixture behind a shipped model, in double precision, for its closed forms.
 
     Raises:
         ValueError: if no shipped mixture has that name, or its file is not the registered one.
     """
-    entry = registry().get(name, {"files": {}})
-    if "mixture.safetensors" not in entry["files"]:
+    if "mixture.safetensors" not in registry().get(name, {"files": {}})["files"]:
         raise ValueError(f"{name!r} is no shipped mixture")
-    _verify(DATA / "models" / name, entry["files"])
-    return _mixture(DATA / "models" / name, torch.device("cpu"))[0].to(torch.float64)
-
-
-def truths() -> torch.Tensor:
-    """Return 16 Fashion-MNIST images that no shipped model was trained on, `(16, 1, 28, 28)` in [-1, 1]."""
-    return _tensors(DATA / "truths", "fashion.safetensors", torch.device("cpu"))[1]["images"] / 127.5 - 1
+    return _mixture(shipped.folder(name), torch.device("cpu"))[0].to(torch.float64)
 
 
 def _mixture(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], Path]:
@@ -194,14 +192,6 @@ def _pipeline(
     steps = {"steps": given["steps"]} if "steps" in given else {}
     own = {arguments[key]: value for key, value in given.items() if key != "steps"}
     return pipelines.Pipeline(source, **steps, options={**options, **own}, prompts=prompts)
-
-
-def _verify(folder: Path, files: dict[str, str]) -> None:
-    for name, wanted in files.items():
-        found = folders.sha256(folder / name) if (folder / name).exists() else "no file"
-        if found != wanted:
-            rule = f"{folder.name}/{name} is not the registered file: sha256 {wanted[:12]} expected"
-            raise ValueError(f"{rule}; got {found[:12]}")
 
 
 def _folder(

@@ -98,7 +98,7 @@ def test_bad_input_is_refused_with_the_value(call, value):
 
 
 NUMPY_HALF = ["noise", "modes", "dataset", "statistics", "correlation", "propagation", "intervals", "estimation"]
-NUMPY_HALF += ["pixelwise", "controls", "metrics"]
+NUMPY_HALF += ["pixelwise", "controls", "metrics", "paired", "diversity"]
 
 
 @pytest.mark.parametrize("module", [*NUMPY_HALF, "figures", "report", "cli"])
@@ -141,3 +141,39 @@ def test_masks_are_part_of_the_record():
     records = [noise.partial(1, mask, redraw=redraw).describe() for mask in (MASK, other) for redraw in (False, True)]
     assert len({str(record) for record in records}) == 4
     assert records[0] == noise.partial(7, MASK).describe()
+
+
+def test_members_of_an_iid_batch_are_independent_and_start_like_pairs():
+    """Correlations of 4000 draws: five standard errors are 0.08."""
+    batch = noise.iid(2000, 3).draw((2,), seed=0)
+    np.testing.assert_allclose(np.corrcoef(batch.reshape(2000, 6).T), np.eye(6), rtol=0, atol=0.12)
+    assert np.array_equal(batch[:, 0], noise.antithetic(2000).draw((2,), seed=0)[:, 0])
+    with pytest.raises(ValueError, match="members of an iid unit must be .* got 0"):
+        noise.iid(3, 0)
+
+
+@pytest.mark.parametrize("points", [noise.sobol, noise.latin])
+def test_a_supercube_stratifies_every_stream(points):
+    """Of 8 points one lies in each eighth, in every coordinate and stream."""
+    design = points(20, 8, basis="pixel", supercube=True)
+    for stream in (0, 1, 2):
+        cells = np.floor(8 * stats.norm.cdf(design.draw((5,), seed=1, stream=stream)))
+        assert (np.sort(cells, axis=1) == np.arange(8)[:, None]).all()
+    assert "supercube" not in points(20, 8).describe()
+    assert design.describe()["supercube"]
+
+
+def test_the_points_of_a_supercube_are_in_random_order():
+    """Sobol points 2i and 2i + 1 lie on two sides of the middle; in random order 4 times in 7: 0.57, +- 0.18."""
+    design = noise.sobol(200, 8, basis="pixel", supercube=True)
+    apart = [
+        (np.sign(first) != np.sign(second)).mean()
+        for first, second in (design.draw((1,), seed=0, stream=stream)[:, :2, 0].T for stream in (0, 1))
+    ]
+    assert apart[0] == 1
+    assert apart[1] == pytest.approx(4 / 7, abs=0.18)
+
+
+def test_a_supercube_with_negatives_keeps_the_pairs_in_every_stream():
+    points = noise.sobol(3, 8, antithetic=True, supercube=True).draw((1, 4, 4), seed=0, stream=3)
+    assert np.array_equal(points[:, 4:], -points[:, :4])

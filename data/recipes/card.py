@@ -25,7 +25,7 @@ import xarray as xr
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import antinb
-from antinb import figures, generators, noise
+from antinb import figures, generators, noise, zoo
 
 MODELS = antinb.zoo.DATA / "models"
 DATA_SETS = {"fashion": "fashion_mnist", "mnist": "mnist", "cifar10": "cifar10"}
@@ -114,7 +114,7 @@ def card(model: str, data: Path | None, curve: Path | None, steps: int | None, c
     if not count:
         return
     kind = folder.name.split("-")[0]
-    name, network = DATA_SETS[kind], classifier.load(MODELS / f"{kind}-classifier")
+    name, network = DATA_SETS[kind], zoo.classifier(MODELS / f"{kind}-classifier").network
     run = sample(generator, noise.iid(count), seed=1, store=store, batch=200)
     samples = np.clip(np.rint((run["image"].to_numpy()[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
     train, test = images.load(name, data)[0], images.load(name, data, "test")[0]

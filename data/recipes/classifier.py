@@ -14,8 +14,10 @@ import click
 import images
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
+
+from antinb import perception
 
 CLASSES = {
     "fashion_mnist": "t-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(","),
@@ -24,27 +26,6 @@ CLASSES = {
 }
 EPOCHS = {"fashion_mnist": 6, "mnist": 2, "cifar10": 12}
 BATCH, SEED = 128, 0
-
-
-def build(channels: int, size: int) -> nn.Sequential:
-    """Return the untrained network of square images; its layers up to the last one give the features."""
-    torch.manual_seed(SEED)
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
-
-    hidden = [nn.Flatten(), nn.Dropout(0.2), nn.Linear(96 * (size // 8) ** 2, 64), nn.ReLU()]
-    return nn.Sequential(*block(channels, 24), *block(24, 64), *block(64, 96), *hidden, nn.Linear(64, 10))
-
-
-def load(folder: Path) -> nn.Sequential:
-    """Return the trained network from its folder, in evaluation mode."""
-    weights = load_file(folder / "model.safetensors")
-    network = build(*((3, 32) if weights["0.weight"].shape[1] == 3 else (1, 28)))
-    network.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    )
-    return network.eval()
 
 
 @torch.no_grad()
@@ -63,7 +44,8 @@ def train(name: str, data: Path | None, out: Path) -> None:
     pixels, labels = images.load(name, data)
     pixels, labels = torch.from_numpy(images.scaled(pixels)), torch.from_numpy(labels)
     test_pixels, test_labels = images.load(name, data, "test")
-    network = build(*pixels.shape[1:3])
+    torch.manual_seed(SEED)
+    network = perception.network(*pixels.shape[1:3], len(CLASSES[name]))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     steps = EPOCHS[name] * (len(pixels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
@@ -79,11 +61,10 @@ def train(name: str, data: Path | None, out: Path) -> None:
             click.echo(f"step {step + 1}/{steps} loss {loss.item():.3f}")
     out.mkdir(parents=True, exist_ok=True)
     weights = network.state_dict()
-    save_file(
-        {name: value.half() if value.is_floating_point() else value for name, value in weights.items()},
-        out / "model.safetensors",
-    )
-    correct = outputs(load(out), images.scaled(test_pixels)).argmax(1) == test_labels
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    save_file(weights, out / "model.safetensors")
+    network.load_state_dict(weights)  # as it is stored
+    correct = outputs(network.eval(), images.scaled(test_pixels)).argmax(1) == test_labels
     card = {"classes": CLASSES[name], "test_accuracy": float(correct.mean()), "test_images": len(correct)}
     (out / "quality.json").write_text(json.dumps(card, indent=1) + "\n")
     click.echo(f"test accuracy {card['test_accuracy']:.4f}")
