@@ -79,6 +79,7 @@ def test_vendi_of_two_items_has_eigenvalues_one_plus_and_minus_their_cosine():
     assert np.isnan(diversity.vendi([[1.0, 0.0], [0.0, 0.0]]))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_vendi_is_that_of_its_authors():
     oracle = pytest.importorskip("vendi_score.vendi")
     features = np.random.default_rng(0).uniform(size=(12, 6))
