@@ -156,7 +156,7 @@ def classifier(name: str | Path) -> perception.Classifier:
     return perception.Classifier(_filled(network, tensors, folder.name, torch.device("cpu")), classes)
 
 
-def test_images(name: str) -> tuple[np.ndarray, np.ndarray]:
+def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return held-out images that no model was trained on, `(N, C, H, W)` in [-1, 1], and their classes `(N,)`.
 
     `"fashion"`: the first 40 test images of Fashion-MNIST of each of six classes, not selected further.
