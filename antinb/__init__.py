@@ -2,8 +2,9 @@
 
 `load` and `sample` make images from a noise design; `statistics`, `correlation`, `propagation`,
 `estimation`, `controls`, `pixelwise`, `figures` and `report` take them from there without torch. `symmetry` asks the
-network itself why the images of a pair oppose each other; `planning` spends a budget on both halves; `inverse` makes
-generators of reconstructions from a measurement of `operators`, and `metrics` compares them with the truth.
+network itself why the images of a pair oppose each other; `planning` spends a budget on both halves. `inverse` makes
+generators of reconstructions from a measurement of `operators`, and `metrics` compares them with the truth; `editing`
+turns images into others and `diversity` scores how different they are, compared unit by unit with `paired`.
 """
 
 from importlib import import_module, metadata

@@ -256,7 +256,7 @@ def measure(run: xr.Dataset, editor: Editor, classifier: Classifier) -> xr.DataA
 
 
 def _sources(model: Diffusion | RectifiedFlow, sources: Images) -> torch.Tensor:
-    images = torch.as_tensor(np.asarray(sources)) if not isinstance(sources, torch.Tensor) else sources
+    images = sources if isinstance(sources, torch.Tensor) else torch.from_numpy(np.array(sources))
     images = images[None] if images.ndim == len(model.shape) else images
     if tuple(images.shape[1:]) != model.shape or not len(images) or not images.isfinite().all():
         raise ValueError(f"sources are finite images (N, *{model.shape}); got {tuple(images.shape)}")

@@ -47,8 +47,8 @@ def truths() -> torch.Tensor:
     return folders.tensors(DATA / "truths", "fashion.safetensors", torch.device("cpu"))[0]["images"] / 127.5 - 1
 
 
-def test_images(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return test images `(N, C, H, W)` in [-1, 1] and their classes `(N,)`.
+def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images that no shipped model was trained on, `(N, C, H, W)` in [-1, 1], and their classes `(N,)`.
 
     `"fashion"`: the first 40 test images of Fashion-MNIST of each of six classes, not selected further.
 

@@ -19,9 +19,9 @@ from antinb import consistency, decoders, flows, folders, functions, generators,
 from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
 from antinb.shipped import DATA as DATA
+from antinb.shipped import held_out as held_out
 from antinb.shipped import models as models
 from antinb.shipped import registry
-from antinb.shipped import test_images as test_images
 from antinb.shipped import truths as truths
 
 if TYPE_CHECKING:

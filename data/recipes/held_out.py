@@ -1,6 +1,6 @@
 """Cut out `data/images/fashion`: held-out images of Fashion-MNIST as sources for editing.
 
-Run `python data/recipes/test_images.py --data fashion_mnist.npz --out data/images/fashion`.
+Run `python data/recipes/held_out.py --data fashion_mnist.npz --out data/images/fashion`.
 
 The first 40 test images of each of six classes, as a sheet with a row a class; nothing else is selected.
 """
