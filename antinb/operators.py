@@ -48,6 +48,7 @@ class Linear:
     shape: tuple[int, ...]
     forward: Callable[[torch.Tensor], torch.Tensor]
     parameters: Mapping[str, object] = field(default_factory=dict)
+    _traced: dict[str, object] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse a shape that is not `(C, H, W)`."""
@@ -63,10 +64,13 @@ class Linear:
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
         """Return the images `A'y`, `(B, ...)` to `(B, C, H, W)`; ValueError for measurements of another shape."""
-        measured, pull_back = torch.func.vjp(self.forward, y.new_zeros(len(y), *self.shape))
-        if measured.shape != y.shape:
-            raise ValueError(f"{self.name} makes measurements {tuple(measured.shape)}; got {tuple(y.shape)}")
-        return pull_back(y)[0]
+        key = len(y), y.dtype, y.device
+        if self._traced.get("key") != key:  # of a linear function the product is the same at every point
+            measured, pull_back = torch.func.vjp(self.forward, y.new_zeros(len(y), *self.shape))
+            self._traced.update(key=key, shape=measured.shape, pull_back=pull_back)
+        if self._traced["shape"] != y.shape:
+            raise ValueError(f"{self.name} makes measurements {tuple(self._traced['shape'])}; got {tuple(y.shape)}")
+        return self._traced["pull_back"](y)[0]
 
     def describe(self) -> dict[str, object]:
         """Return name and parameters, for the record."""
