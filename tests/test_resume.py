@@ -186,7 +186,9 @@ tall.factor = 1
 
 def test_a_trailing_slash_changes_nothing(tmp_path):
     run(f"{tmp_path}/run.zarr/", 8)
+    before = contents(tmp_path / "run.zarr")
     run(tmp_path / "run.zarr", 8, failing)
+    assert contents(tmp_path / "run.zarr") == before
 
 
 @pytest.mark.parametrize(
