@@ -18,9 +18,9 @@ import xarray as xr
 from antinb.checks import at_least, number
 from antinb.draws import StepNoise
 from antinb.fingerprint import tensors_hash
-from antinb.flows import RectifiedFlow
 from antinb.generators import Diffusion, check_noise
 from antinb.perception import Classifier, ssim
+from antinb.zoo.flows import RectifiedFlow
 
 Images = np.ndarray | torch.Tensor
 Classes = int | Sequence[int]

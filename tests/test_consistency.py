@@ -7,7 +7,8 @@ from conftest import SHAPE, tiny_unet
 from diffusers import LCMScheduler
 
 import antinb
-from antinb import consistency, noise
+from antinb import noise
+from antinb.zoo import consistency
 
 MEAN, SCALE, SIZE = 0.3, 0.5, (1, 2, 2)
 SCHEDULER = LCMScheduler(

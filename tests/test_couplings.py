@@ -5,8 +5,9 @@ import torch
 from conftest import SHAPE
 
 import antinb
-from antinb import couplings, noise
-from antinb.couplings import NormalizingFlow
+from antinb import noise
+from antinb.zoo import couplings
+from antinb.zoo.couplings import NormalizingFlow
 
 SIZE = SHAPE[-1]
 

@@ -7,7 +7,8 @@ from conftest import LINEAR, SHAPE, tiny_autoencoder, tiny_unet
 from torch import nn
 
 import antinb
-from antinb import correlation, decoders, generators, noise, statistics, symmetry
+from antinb import correlation, generators, noise, statistics, symmetry
+from antinb.zoo import decoders
 
 LATENT = 4
 

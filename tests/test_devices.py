@@ -6,7 +6,8 @@ from conftest import LINEAR, SHAPE, tiny_autoencoder, tiny_unet
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
 
 import antinb
-from antinb import consistency, decoders, flows, generators, noise
+from antinb import generators, noise
+from antinb.zoo import consistency, decoders, flows
 
 FLOW = FlowMatchEulerDiscreteScheduler(1000).config
 SAMPLERS = {

@@ -7,7 +7,8 @@ from conftest import LINEAR, SHAPE, tiny_transformer, tiny_unet
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import antinb
-from antinb import dataset, editing, exact, flows, generators, noise, perception, zoo
+from antinb import dataset, editing, exact, generators, noise, perception, zoo
+from antinb.zoo import flows
 
 SIZE = (1, 2, 2)
 MEANS, SCALES = torch.tensor([0.3, -0.4, 0.1], dtype=torch.float64), torch.tensor([0.5, 0.5, 0.2], dtype=torch.float64)

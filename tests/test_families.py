@@ -9,7 +9,8 @@ import torch
 from families import FAMILIES, Family
 
 import antinb
-from antinb import correlation, noise, pipelines, zoo
+from antinb import correlation, noise, zoo
+from antinb.zoo import pipelines
 
 UNITS = 16
 DESIGN = noise.antithetic(UNITS)

@@ -10,8 +10,9 @@ from conftest import SHAPE, tiny_unet
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import antinb
-from antinb import dataset, flows, noise, symmetry
+from antinb import dataset, noise, symmetry
 from antinb.cli import main
+from antinb.zoo import flows
 
 MEAN, SCALE = 0.3, 0.5
 SIZE = (1, 2, 2)

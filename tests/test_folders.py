@@ -15,7 +15,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 import antinb
-from antinb import components, folders, hub, zoo
+from antinb import zoo
+from antinb.zoo import components, folders, hub
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEGABYTES = 64  # that refusing a folder may add to the peak of memory

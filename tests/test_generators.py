@@ -6,7 +6,8 @@ from conftest import LINEAR, SHAPE, random_mixture, tiny_transformer, tiny_unet
 from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
 import antinb
-from antinb import functions, generators, noise
+from antinb import generators, noise
+from antinb.zoo import functions
 
 
 @pytest.mark.parametrize("clip", [True, False])

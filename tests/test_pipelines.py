@@ -14,7 +14,8 @@ from diffusers import (
 )
 
 import antinb
-from antinb import draws, generators, noise, pipelines
+from antinb import draws, generators, noise
+from antinb.zoo import pipelines
 
 DESIGN = noise.antithetic(4)
 

@@ -13,8 +13,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteSchedul
 from safetensors.torch import load_file, save_file
 
 import antinb
-from antinb import consistency, couplings, decoders, flows, folders, generators, noise, zoo
+from antinb import generators, noise, zoo
 from antinb.fingerprint import module_hash
+from antinb.zoo import consistency, couplings, decoders, flows, folders
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -198,7 +199,7 @@ def test_weights_of_another_network_are_refused(folder):
 def test_a_changed_shipped_file_is_refused(tmp_path, monkeypatch):
     shutil.copytree(zoo.DATA / "models" / "fashion-mixture", tmp_path / "models" / "fashion-mixture")
     shutil.copy(zoo.DATA / "registry.json", tmp_path)
-    monkeypatch.setattr("antinb.shipped.DATA", tmp_path)
+    monkeypatch.setattr("antinb.zoo.shipped.DATA", tmp_path)
     changed = tmp_path / "models" / "fashion-mixture" / "mixture.safetensors"
     changed.write_bytes(changed.read_bytes()[:-1] + b"\x01")
     assert "is not the registered file: sha256" in refusal("fashion-mixture")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from zuko.lazy import Flow
 
-from antinb import couplings
+from antinb.zoo import couplings
 
 CONFIG = {"kind": "normalizing flow", "layers": 24, "width": 64, "size": 28}
 GREYS = 32

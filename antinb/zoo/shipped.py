@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from antinb import folders
+from antinb.zoo import folders
 
-_HERE = Path(__file__).parent
-DATA = next((path for path in (_HERE.parent / "data", _HERE / "data") if (path / "registry.json").exists()), None)
+_PACKAGE = Path(__file__).parents[1]
+DATA = next((path for path in (_PACKAGE.parent / "data", _PACKAGE / "data") if (path / "registry.json").exists()), None)
 
 
 def registry() -> dict[str, dict]:

@@ -15,17 +15,15 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
-from antinb import consistency, decoders, flows, folders, functions, generators, hub, networks, pipelines, shipped
+from antinb import generators, networks
 from antinb.checks import SEEDS, at_least
 from antinb.exact import Mixture
-from antinb.shipped import DATA as DATA
-from antinb.shipped import held_out as held_out
-from antinb.shipped import models as models
-from antinb.shipped import registry
-from antinb.shipped import truths as truths
+from antinb.zoo import consistency, decoders, flows, folders, functions, hub, pipelines, shipped
+from antinb.zoo.shipped import registry
 
 if TYPE_CHECKING:
-    from antinb import couplings, perception
+    from antinb import perception
+    from antinb.zoo import couplings
 
 OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
 PARTS = ("unet", "transformer")
@@ -55,7 +53,7 @@ def load(
             `"owner/name"` of the hub, which is downloaded; path of a one-call model with `config.json`; a diffusers
             pipeline with a UNet or a transformer; or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
             Networks of DDPM and DDIM pipelines, and folders with only `unet/` or `transformer/`, `scheduler/` and
-            maybe `vae/`, run in antinb's own loop; every other pipeline is called as it is (`antinb.pipelines`).
+            maybe `vae/`, run in antinb's own loop; every other pipeline is called as it is (`antinb.zoo.pipelines`).
         steps: number of steps, 50 if None, of a consistency model 1.
         scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`; of a flow `"euler"` (if None) or `"heun"`; of
             a consistency model `"lcm"`.
@@ -113,7 +111,7 @@ def load(
         raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
     folders.inside(folder)
     if (folder / folders.INDEX).exists() and folders.config(folder, folders.INDEX).get("_class_name") not in OWN_LOOP:
-        from antinb import components
+        from antinb.zoo import components
 
         return _pipeline(components.load(folder, place), given, shape, **extras)
     if any(extras.values()):
@@ -263,7 +261,7 @@ def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | coupling
     if missing:
         raise ValueError(f"{folder.name}/config.json lacks {min(missing)!r}")
     if kind == "normalizing flow":  # only who loads one imports zuko, which turns off torch's checks of distributions
-        from antinb import couplings
+        from antinb.zoo import couplings
     make = decoders.decoder if kind == "vae" else couplings.flow
     build = partial(make, *(settings[name] for name in OWN_KINDS[kind]))
     network, path = _filled(build, folder / "model.safetensors", device)

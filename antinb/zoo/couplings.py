@@ -13,7 +13,7 @@ from zuko.lazy import Flow, LazyTransform, UnconditionalDistribution, Unconditio
 from zuko.transforms import CouplingTransform, DependentTransform, MonotonicAffineTransform
 
 from antinb.checks import at_least
-from antinb.decoders import OneCall
+from antinb.zoo.decoders import OneCall
 
 MARGIN, LEAST_SCALE, CELL = 0.05, 0.1, 4
 

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import is_accelerate_available
 from torch import nn
 
-from antinb import folders
+from antinb.zoo import folders
 
 LIBRARIES = ("diffusers", "transformers")
 SAFETY = ("safety_checker", "feature_extractor")  # left out: an image that a checker blackens says nothing of its noise
