@@ -237,8 +237,9 @@ def law(solver: Solver) -> DenseMixture:
     """Return the normal law of the reconstructions of a solver that is affine in all its noise.
 
     The reconstruction is `m + sum_k J_k w_k`, w_0 the start and w_k the step noise; m and the columns of J_k are read
-    off the solver at zero and unit noise, so that the mean is m and the covariance `sum_k J_k J_k'`. DPS in its
-    squared form and DDS are affine on one Gaussian, and the bias of any metric against the posterior is then known.
+    off the solver at zero and unit noise, so that the mean is m and the covariance `sum_k J_k J_k'`. On one Gaussian
+    DPS in its squared form is affine, and so is DDS where its conjugate gradients have converged; the bias of any
+    metric against the posterior is then known.
 
     Raises:
         ValueError: if the solver is not affine: its mean at noise of 1 and -1 differs from m by more than 1e-4.
@@ -254,7 +255,7 @@ def law(solver: Solver) -> DenseMixture:
     twins = respond([torch.stack([torch.ones(solver.shape), -torch.ones(solver.shape)]).to(unit)] * streams)
     if not (twins.mean(0) - mean).abs().max() <= 1e-4 * (1 + mean.abs().max()):
         raise ValueError(
-            "the law is that of a solver affine in its noise: on one Gaussian, without clipping, DPS squared"
+            "the law is that of a solver affine in its noise: on one Gaussian, unclipped, DPS squared or DDS converged"
         )
     used = range(streams if solver.model.eta else 1)
     maps = [respond([unit if stream == k else zero for stream in range(streams)]) - mean for k in used]

@@ -45,8 +45,9 @@ def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
 def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -> Report:
     """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`.
 
-    `parameters` are recorded with every figure.
+    `parameters` are recorded with every figure. Tables then show texts, such as those of claims, at full length.
     """
+    pd.set_option("display.max_colwidth", None)
     return Report(Path(out_dir) / notebook, notebook, dict(parameters))
 
 

@@ -256,6 +256,7 @@ def _bad(kind=inverse.DPS, operator=BLUR, y=None, **settings):
         (lambda: _bad().generate(torch.zeros(2, *SHAPE)), "needs draw="),
         (lambda: _bad().generate(torch.zeros(2, 3, 8, 8)), r"takes noise \(B, 1, 8, 8\)"),
         (lambda: inverse.law(_bad(squared=False)), "affine in its noise"),
+        (lambda: inverse.law(_bad(inverse.DDS, iterations=1)), "DDS converged"),
     ],
 )
 def test_bad_input_is_refused(call, reason):

@@ -128,6 +128,14 @@ def test_the_manifest_holds_null_for_nan(book, tmp_path):
     assert book.claims().loc["01.b", "state"] == "descriptive"
 
 
+def test_claims_are_shown_at_full_length(tmp_path):
+    text = "efficiency of " + 20 * "antithetic pairs, "
+    with pd.option_context("display.max_colwidth", 50):
+        book = report.open(tmp_path, "01_test", {})
+        book.claim("01.a", text, 1, 0.5, 1.5)
+        assert text in book.claims().to_html()
+
+
 def test_union_and_macros(book, figure, tmp_path):
     book.save_figure(figure, "fig-01-1", "A line.", pd.DataFrame({"x": [0.0]}))
     book.claim("01.a", "a number", -0.123456, -0.2, -0.1, "<0")
