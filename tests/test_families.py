@@ -9,8 +9,8 @@ import torch
 from families import FAMILIES, Family
 
 import antinb
-from antinb import correlation, noise, zoo
-from antinb.zoo import pipelines
+from antinb import correlation, noise
+from antinb.zoo import loading, pipelines
 
 UNITS = 16
 DESIGN = noise.antithetic(UNITS)
@@ -23,7 +23,7 @@ def case(request, tmp_path_factory):
         pytest.importorskip("accelerate")
     folder = family.save(tmp_path_factory.mktemp("family") / "model")
     source = folder
-    if family.cls in zoo.OWN_LOOP:  # the folder runs in antinb's own loop; here the pipeline itself is asked
+    if family.cls in loading.OWN_LOOP:  # the folder runs in antinb's own loop; here the pipeline itself is asked
         source = getattr(diffusers, family.cls).from_pretrained(folder, low_cpu_mem_usage=False)
         source.set_progress_bar_config(disable=True)
     return family, antinb.load(source, steps=2, prompts=family.prompts, options=family.options)
