@@ -1,62 +1,88 @@
 """Antithetic noise for diffusion models: paired samples, their correlation, and what it buys.
 
-`load` and `sample` make images from a noise design; `statistics`, `correlation`, `propagation`,
-`estimation`, `controls`, `pixelwise`, `figures` and `report` take them from there without torch. `symmetry` asks the
-network itself why the images of a pair oppose each other; `planning` spends a budget on both halves. `inverse` makes
-generators of reconstructions from a measurement of `operators`, and `metrics` compares them with the truth; `editing`
-turns images into others and `diversity` scores how different they are, compared unit by unit with `paired`.
+`load` gets a model and `sample` makes images from a noise design; everything after that is analysis of the stored
+run. The nouns below are modules, in the order of the flow: noise, models, tasks, bridges, analysis, reporting.
 """
 
 from importlib import import_module, metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from antinb import dataset, noise, planning, probing, zoo
+    from antinb.analysis import (
+        comparison,
+        controls,
+        correlation,
+        diversity,
+        estimation,
+        intervals,
+        statistics,
+        symmetry,
+    )
+    from antinb.analysis.statistics import measure
+    from antinb.dataset import open  # noqa: A004
+    from antinb.models import draws, exact
+    from antinb.reporting import figures, report
+    from antinb.sampling import sample
+    from antinb.tasks import classifier, editing, inverse, operators
+    from antinb.zoo import load
 
 __version__ = metadata.version("antinb")
 
-_HOME = {"load": "zoo", "sample": "sampling"}
-_MODULES = (
-    "controls",
-    "correlation",
-    "dataset",
-    "diversity",
-    "draws",
-    "editing",
-    "entry",
-    "estimation",
-    "exact",
-    "figures",
-    "generators",
-    "integrator",
-    "intervals",
-    "inverse",
-    "metrics",
-    "modes",
-    "networks",
+__all__ = [
+    "load",
+    "sample",
+    "open",
+    "measure",
     "noise",
-    "operators",
-    "paired",
-    "parity",
-    "perception",
-    "pixelwise",
-    "planning",
-    "probing",
-    "propagation",
-    "report",
-    "sampling",
-    "statistics",
-    "symmetry",
+    "draws",
+    "exact",
     "zoo",
-)
+    "operators",
+    "inverse",
+    "editing",
+    "classifier",
+    "probing",
+    "planning",
+    "dataset",
+    "statistics",
+    "correlation",
+    "symmetry",
+    "intervals",
+    "estimation",
+    "controls",
+    "comparison",
+    "diversity",
+    "figures",
+    "report",
+]
 
-__all__ = [*_HOME, *_MODULES]
+_FUNCTIONS = {"load": "zoo", "sample": "sampling", "open": "dataset", "measure": "analysis.statistics"}
+_ROOMS = {
+    "models": ("draws", "exact"),
+    "tasks": ("operators", "inverse", "editing", "classifier"),
+    "analysis": (
+        "statistics",
+        "correlation",
+        "symmetry",
+        "intervals",
+        "estimation",
+        "controls",
+        "comparison",
+        "diversity",
+    ),
+    "reporting": ("figures", "report"),
+}
+_HOME = {name: f"antinb.{room}.{name}" for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name in _HOME:
-        return getattr(import_module(f"antinb.{_HOME[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"antinb.{name}")
+    if name in _FUNCTIONS:
+        return getattr(import_module(f"antinb.{_FUNCTIONS[name]}"), name)
+    if name in __all__:
+        return import_module(_HOME.get(name, f"antinb.{name}"))
     raise AttributeError(f"module 'antinb' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return [*__all__, "__version__"]

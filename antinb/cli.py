@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from antinb import notebooks
+from antinb.reporting import notebooks
 
 
 @click.group()
@@ -26,7 +26,7 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 
     Exits with 1 if a claim is refuted, or at profile "full" if one is undecided.
     """
-    from antinb import report
+    from antinb.reporting import report
 
     if in_place and given:
         raise click.UsageError(f"--in-place commits the default parameters; got -p {given[0][0]}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dask.array
@@ -19,6 +20,7 @@ DIMS = ("unit", "member", "channel", "y", "x")
 STEPPED = ("unit", "member", "step", "channel", "y", "x")
 VARIABLES = ("image", "state", "predicted_noise")
 RANGE = (-1.0, 1.0)
+NOT_THE_GENERATOR = {"seed", "design", "batch", "threads", "versions", "config_hash", "condition", "control"}
 
 
 def config_hash(config: Mapping[str, object]) -> str:
@@ -121,82 +123,190 @@ def _chunks_done(group: zarr.Group) -> np.ndarray:
     return done
 
 
-def create(store: str | Path, run: xr.Dataset, shard: int) -> None:
-    """Make a store with room for the run, a chunk a shard and none of it done; it appears at once or not at all."""
-    run = run.assign(done=("unit", dask.array.zeros(run.sizes["unit"], dtype=bool, chunks=shard)))
-    encoding = {name: {"chunks": (shard,)} for name in ("unit", "condition") if name in run.coords}
-    partial = Path(store).with_name(f"{Path(store).name}.partial")
-    with _written(store):
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            run.to_zarr(partial, compute=False, consolidated=False, zarr_format=3, encoding=encoding)
-            os.rename(partial, store)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+def limits(data: xr.Dataset) -> tuple[float, float]:
+    """Return the values of black and white in the images of a run."""
+    low, high = json.loads(data["image"].attrs["range"])
+    return low, high
 
 
-def resume(store: str | Path, config: Mapping[str, object], units: int, condition: np.ndarray | None) -> np.ndarray:
-    """Return which of `units` units a store holds, `(units,)` boolean; nothing is changed.
+def scaled(images: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return images scaled from [low, high] to [0, 1] and clipped."""
+    return np.clip((images - low) / (high - low), 0, 1)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    installed = {}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
+
+
+def defined(values: xr.DataArray, name: str) -> np.ndarray:
+    """Return one statistic's table `(unit, member)`; ValueError if it is undefined in a unit, with their number."""
+    table = values.sel(statistic=name).transpose("unit", "member").values
+    bad = ~np.isfinite(table).all(1)
+    if bad.any():
+        raise ValueError(f"{name} is undefined in {bad.sum()} of {len(table)} units; every unit is needed here")
+    return table
+
+
+def evaluations(values: xr.DataArray) -> int:
+    """Return the network evaluations that measured values cost, those of all units and members.
 
     Raises:
-        ValueError: if there is something else than a run, a run of another configuration (the
-            difference is named) or of other conditions, or one of more units.
+        ValueError: if the values do not come from `measure`, which keeps what the run was.
     """
-    group = _group(store, "r")
-    stored, wanted = config_of(group.attrs), json.loads(json.dumps(config))
-    differing = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
-    if differing:
-        changes = (f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} here" for key in differing)
-        raise ValueError(f"{str(store)!r} holds a run of another configuration: {'; '.join(changes)}")
-    known = _chunks_done(group)
-    if known.size > units:
-        raise ValueError(f"{str(store)!r} holds {known.size} units; a run can be extended, not cut to {units}")
-    done = np.zeros(units, bool)
-    done[: known.size] = known
-    if condition is not None and not np.array_equal(group["condition"][: known.size][known], condition[done]):
-        raise ValueError(f"{str(store)!r} holds units of other conditions")
-    return done
+    return values.sizes["unit"] * values.sizes["member"] * int(_attr(values, "evaluations"))
 
 
-def extend(store: str | Path, units: int, condition: np.ndarray | None) -> None:
-    """Make room for `units` units and remove what an interrupted write left behind.
+def design(values: xr.DataArray) -> str:
+    """Return the name of the design that measured values come from; ValueError as `evaluations`."""
+    return _attr(values, "design")["name"]
+
+
+def check_same_generator(first: xr.DataArray, second: xr.DataArray) -> None:
+    """Refuse values of two generators, or of one with other settings; ValueError names the first difference."""
+    for key in sorted({*first.attrs, *second.attrs} - NOT_THE_GENERATOR):
+        if first.attrs.get(key) != second.attrs.get(key):
+            found = f"their {key} is {first.attrs.get(key)} and {second.attrs.get(key)}"
+            raise ValueError(f"both runs must be of the same generator; {found}")
+
+
+def _attr(values: xr.DataArray, name: str) -> object:
+    if name not in values.attrs:
+        raise ValueError(f"values come from statistics.measure, which keeps what the run was; these have no {name!r}")
+    return json.loads(values.attrs[name])
+
+
+class Memory:
+    """A run in the making: `missing` says which units to make, `write` keeps them, `finish` returns the run.
+
+    Attributes:
+        done: which units there are already, `(units,)`.
+    """
+
+    def __init__(self, config: Mapping[str, object], units: int, shard: int, **labels: object) -> None:
+        self.config, self.units, self.shard, self.labels = config, units, shard, labels
+        self.done = np.zeros(units, bool)
+        self._run: xr.Dataset | None = None
+
+    def missing(self) -> Iterator[range]:
+        """Yield the units to make, at most a shard at a time: shard k holds the units `[k shard, (k + 1) shard)`."""
+        for start in range(0, self.units, self.shard):
+            stop = min(start + self.shard, self.units)
+            first = start + int(self.done[start:stop].sum())
+            if first < stop:
+                yield range(first, stop)
+
+    def write(self, units: range, values: Mapping[str, np.ndarray]) -> None:
+        """Keep the variables `(len(units), ...)` of some units."""
+        if self._run is None:
+            room = {name: np.empty((self.units, *part.shape[1:]), np.float32) for name, part in values.items()}
+            self._run = build(room, self.config, **self.labels)
+        for name, part in values.items():
+            self._run[name][units.start : units.stop] = part
+
+    def finish(self) -> xr.Dataset:
+        """Return the run."""
+        return check(self._run)
+
+
+class Store(Memory):
+    """A run in the making on disk, new or resumed; one shard is a chunk and `done(unit)` is written last.
 
     Raises:
+        ValueError: if there is something else than a run at the path, a run of another configuration (the
+            difference is named) or of other conditions, or one of more units.
         OSError: if the store cannot be written.
     """
-    with _written(store):
-        group = zarr.open_group(store, mode="r+")
-        for stray in Path(store).rglob("*.partial"):
-            stray.unlink()
-        for name in sorted(group.array_keys()):
-            if "unit" in group[name].metadata.dimension_names and group[name].shape[0] != units:
-                group[name].resize((units, *group[name].shape[1:]))
-        group["unit"][:] = np.arange(units)
+
+    def __init__(
+        self, path: str | Path, config: Mapping[str, object], units: int, shard: int, **labels: object
+    ) -> None:
+        super().__init__(config, units, shard, **labels)
+        self.path = Path(path)
+        self._created = self.path.exists()
+        if self._created:
+            self._resume()
+            self._extend()
+
+    def write(self, units: range, values: Mapping[str, np.ndarray]) -> None:
+        """Write the variables `(len(units), ...)` of some units, then that they are done.
+
+        Raises:
+            ValueError: if they have not the shape of those that are there.
+            OSError: if the store cannot be written; the units are then not done.
+        """
+        if not self._created:
+            self._create(values)
+        group = zarr.open_group(self.path, mode="r+")
+        for name, array in values.items():
+            if array.shape[1:] != group[name].shape[1:]:
+                found = f"{str(self.path)!r} holds {name} {group[name].shape[1:]} a unit; got {array.shape[1:]}"
+                raise ValueError(found)
+        with self._written():
+            for name, array in {**values, "done": np.ones(len(units), bool)}.items():
+                group[name][units.start : units.stop] = array
+
+    def finish(self) -> xr.Dataset:
+        """Return the stored run, lazily."""
+        return open(self.path)
+
+    def _create(self, values: Mapping[str, np.ndarray]) -> None:
+        """Make a store with room for all units, none of it done; it appears at once or not at all."""
+        room = {
+            name: dask.array.empty((self.units, *part.shape[1:]), np.float32, chunks=(self.shard, *part.shape[1:]))
+            for name, part in values.items()
+        }
+        run = build(room, self.config, **self.labels)
+        run = run.assign(done=("unit", dask.array.zeros(self.units, dtype=bool, chunks=self.shard)))
+        encoding = {name: {"chunks": (self.shard,)} for name in ("unit", "condition") if name in run.coords}
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        with self._written():
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                run.to_zarr(partial, compute=False, consolidated=False, zarr_format=3, encoding=encoding)
+                os.rename(partial, self.path)
+            except OSError:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        self._created = True
+
+    def _resume(self) -> None:
+        """Find out which units are done; nothing is changed."""
+        group, name, condition = _group(self.path, "r"), repr(str(self.path)), self.labels.get("condition")
+        stored, wanted = config_of(group.attrs), json.loads(json.dumps(self.config))
+        differing = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
+        if differing:
+            changes = (f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} here" for key in differing)
+            raise ValueError(f"{name} holds a run of another configuration: {'; '.join(changes)}")
+        known = _chunks_done(group)
+        if known.size > self.units:
+            raise ValueError(f"{name} holds {known.size} units; a run can be extended, not cut to {self.units}")
+        self.done[: known.size] = known
         if condition is not None:
-            group["condition"][:] = condition
+            if not np.array_equal(group["condition"][: known.size][known], condition[self.done]):
+                raise ValueError(f"{name} holds units of other conditions")
 
+    def _extend(self) -> None:
+        """Make room for all units and remove what an interrupted write left behind."""
+        with self._written():
+            group = zarr.open_group(self.path, mode="r+")
+            for stray in self.path.rglob("*.partial"):
+                stray.unlink()
+            for name in sorted(group.array_keys()):
+                if "unit" in group[name].metadata.dimension_names and group[name].shape[0] != self.units:
+                    group[name].resize((self.units, *group[name].shape[1:]))
+            group["unit"][:] = np.arange(self.units)
+            if self.labels.get("condition") is not None:
+                group["condition"][:] = self.labels["condition"]
 
-def write(store: str | Path, units: range, values: Mapping[str, np.ndarray]) -> None:
-    """Write the variables of some units, then that they are done.
-
-    Raises:
-        ValueError: if they have not the shape of those that are there.
-        OSError: if the store cannot be written; the units are then not done.
-    """
-    group = zarr.open_group(store, mode="r+")
-    for name, array in values.items():
-        if array.shape[1:] != group[name].shape[1:]:
-            raise ValueError(f"{str(store)!r} holds {name} {group[name].shape[1:]} a unit; got {array.shape[1:]}")
-    with _written(store):
-        for name, array in {**values, "done": np.ones(len(units), bool)}.items():
-            group[name][units.start : units.stop] = array
-
-
-@contextmanager
-def _written(store: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = f"{str(store)!r} cannot be written: {error.strerror}; what is stored stays, run again to go on"
-        raise OSError(error.errno, reason) from None
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            rule = f"{str(self.path)!r} cannot be written: {error.strerror}; what is stored stays, run again to resume"
+            raise OSError(error.errno, rule) from None

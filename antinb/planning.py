@@ -14,13 +14,14 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from antinb import controls, estimation, noise
-from antinb.checks import at_least, number
-from antinb.generators import Generator
-from antinb.intervals import LEVELS, jackknife, two_stage
+from antinb import checks, noise
+from antinb.analysis import controls, estimation
+from antinb.analysis.intervals import jackknife, two_stage
+from antinb.analysis.statistics import Statistic, measure
+from antinb.dataset import defined, evaluations
+from antinb.models.generator import Generator
 from antinb.noise import Design
 from antinb.sampling import sample
-from antinb.statistics import Statistic, defined, evaluations, measure
 
 LEAST = 20  # units, for the t quantile to cost little width
 
@@ -85,8 +86,8 @@ def plan(
         ValueError: unless one of `half_width` and `budget` is given, if the pilot alone spends the budget, no
             design gets 20 units, a statistic is undefined or constant, or the twin is not coarser.
     """
-    number("level", level, *LEVELS)
-    units = at_least(8, "the pilot's units", units)
+    checks.level(level)
+    units = checks.integer("the pilot's units", units, 8)
     if not asked or (half_width is None) == (budget is None):
         raise ValueError(
             f"a plan needs statistics and either half_width or budget; got {len(asked)}, {half_width}, {budget}"
@@ -97,7 +98,7 @@ def plan(
     tables = [measure(run(model, pilot, seed=seed), *asked) for model in levels]
     spent = sum(map(evaluations, tables))
     table = candidates(*tables, level=level)
-    left = None if budget is None else at_least(1, "budget", budget, 10**15) - spent
+    left = None if budget is None else checks.integer("budget", budget, 1, 10**15) - spent
     if left is not None and left <= 0:
         raise ValueError(f"the pilot alone costs {spent} evaluations; got a budget of {budget}")
     aims = (
@@ -146,11 +147,11 @@ def run_until(
         ValueError: as `estimation.interval`, for a half-width that is not positive, fewer than 20 units, or if
             more than `most` evaluations are needed: what was sampled stays in the store.
     """
-    number("level", level, *LEVELS)
-    at_least(LEAST, "the units of the first stage", first.units)
+    checks.level(level)
+    checks.integer("the units of the first stage", first.units, LEAST)
     aims = _aims(half_width, len(asked))
     if most is not None:
-        at_least(1, "most", most, 2**63)
+        checks.integer("most", most, 1, 2**63)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run.zarr" if store is None else store
         options = {"seed": seed, "condition": condition, "store": place, "batch": batch, "progress": False}

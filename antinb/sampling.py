@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import os
 from pathlib import Path
 
-import dask.array
 import numpy as np
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from antinb import dataset
-from antinb.checks import SEEDS, at_least
-from antinb.draws import rows
-from antinb.generators import Generator
+from antinb import checks, dataset
+from antinb.models.draws import rows
+from antinb.models.generator import Generator
 from antinb.noise import Design
 
 
@@ -65,7 +61,7 @@ def sample(
         >>> dict(run.sizes)
         {'unit': 3, 'member': 2, 'channel': 1, 'y': 28, 'x': 28}
     """
-    batch, seed = at_least(1, "batch", batch), at_least(0, "seed", seed, SEEDS)
+    batch, seed = checks.integer("batch", batch, 1), checks.seed(seed)
     if not isinstance(store, (str, os.PathLike, type(None))):
         raise ValueError(f"store must be a path or None; got {store!r}")
     if trajectory and not hasattr(generator, "trajectory"):
@@ -75,7 +71,6 @@ def sample(
     if averaged not in (None, design.members) or (averaged or 0) > batch:
         found = f"a design of {design.members} members, batch {batch}"
         raise ValueError(f"the generator makes an image of {averaged} members of a unit, in one batch; got {found}")
-    shard = max(1, batch // design.members)
     config = {
         **generator.describe(),
         "design": design.describe(),
@@ -84,44 +79,22 @@ def sample(
         "batch": batch,
         "trajectory": trajectory,
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "versions": dataset.versions("antinb", "torch", "diffusers", "numpy"),
     }
-    store = None if store is None else Path(store)
-    resumed = store is not None and store.exists()
-    done = dataset.resume(store, config, design.units, conditions) if resumed else np.zeros(design.units, bool)
     labels = {
         "signs": None if averaged else design.signs,
         "condition": conditions,
         "timesteps": generator.timesteps if trajectory else None,
     }
-    run = None
-    if resumed:
-        dataset.extend(store, design.units, conditions)
-    count = {"total": done.size * design.members, "initial": int(done.sum()) * design.members}
-    with tqdm(**count, unit="image", disable=not progress) as bar:
-        for start in range(0, design.units, shard):
-            stop = min(start + shard, design.units)
-            units = range(start + int(done[start:stop].sum()), stop)
-            if not units:
-                continue
+    size = {"units": design.units, "shard": max(1, batch // design.members)}
+    run = dataset.Memory(config, **size, **labels) if store is None else dataset.Store(store, config, **size, **labels)
+    images, done = design.units * design.members, int(run.done.sum()) * design.members
+    with tqdm(total=images, initial=done, unit="image", disable=not progress) as bar:
+        for units in run.missing():
             classes = None if conditions is None else conditions[units.start : units.stop]
-            values = generate(generator, design, seed, classes, units, batch, trajectory)
-            if run is None and not resumed:
-                run = dataset.build(_room(values, design.units, None if store is None else shard), config, **labels)
-                if store is not None:
-                    dataset.create(store, run, shard)
-            if store is None:
-                for name, part in values.items():
-                    run[name][units.start : units.stop] = part
-            else:
-                dataset.write(store, units, values)
+            run.write(units, generate(generator, design, seed, classes, units, batch, trajectory))
             bar.update(len(units) * design.members)
-    return dataset.check(run) if store is None else dataset.open(store)
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("antinb", "torch", "diffusers", "numpy")}
+    return run.finish()
 
 
 def _conditions(condition: int | list[int] | None, units: int) -> np.ndarray | None:
@@ -131,16 +104,6 @@ def _conditions(condition: int | list[int] | None, units: int) -> np.ndarray | N
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (units,)) or classes.min() < 0:
         raise ValueError(f"condition must be one class, or one for each of {units} units, from 0; got {condition!r}")
     return np.broadcast_to(classes, (units,))
-
-
-def _room(values: dict[str, np.ndarray], units: int, shard: int | None) -> dict[str, object]:
-    """Return arrays of all units for the variables of one shard: in memory, or lazy with chunks of a shard."""
-    shapes = {name: (units, *part.shape[1:]) for name, part in values.items()}
-    if shard is None:
-        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    return {
-        name: dask.array.empty(shape, dtype=np.float32, chunks=(shard, *shape[1:])) for name, shape in shapes.items()
-    }
 
 
 def generate(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import diffusers
 import torch
-from conftest import tiny_unet
+from helpers import tiny_unet
 from PIL import Image
 
 DDIM = diffusers.DDIMScheduler(1000, clip_sample=False, steps_offset=1)

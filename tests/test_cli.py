@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from antinb import dataset, noise, notebooks, zoo
+from antinb import dataset, noise, zoo
 from antinb.cli import main
+from antinb.reporting import notebooks
 
 COMMITTED = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = """\

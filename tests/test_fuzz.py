@@ -9,14 +9,15 @@ import pytest
 import torch
 import xarray as xr
 from click.testing import CliRunner
-from conftest import LINEAR, SHAPE, random_mixture
+from helpers import LINEAR, SHAPE, random_mixture
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_cli import BODY, write
 
 import antinb
-from antinb import correlation, dataset, generators, noise
+from antinb import correlation, dataset, noise
 from antinb.cli import main
+from antinb.models import diffusion
 
 RULES = settings(
     max_examples=500,
@@ -25,7 +26,7 @@ RULES = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-MIXTURE = generators.from_mixture(random_mixture(rank=2), SHAPE, LINEAR)
+MIXTURE = diffusion.from_mixture(random_mixture(rank=2), SHAPE, LINEAR)
 JUNK = st.sampled_from(
     [None, "3", 2.5, True, -1, 0, float("nan"), float("inf"), 10**30, [], {}, (1, 2), b"x", object()]
 )

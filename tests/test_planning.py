@@ -8,7 +8,8 @@ import xarray as xr
 from scipy import stats
 
 import antinb
-from antinb import controls, dataset, estimation, intervals, modes, noise, planning, statistics
+from antinb import controls, dataset, estimation, intervals, noise, planning, statistics
+from antinb.noise import modes
 
 SHAPE = (1, 4, 4)
 BRIGHT, CONTRAST = statistics.brightness, statistics.contrast

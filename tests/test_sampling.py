@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import LINEAR, SHAPE, tiny_unet
+from helpers import LINEAR, SHAPE, tiny_unet
 
 import antinb
-from antinb import dataset, generators, noise
+from antinb import dataset, noise
+from antinb.models import diffusion
 
 
 def identity(z):
@@ -70,7 +71,7 @@ def test_memory_is_bounded_by_a_shard(plain, tmp_path, monkeypatch):
 
 
 def test_members_share_the_condition_of_their_unit():
-    generator = generators.from_network(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=2)
+    generator = diffusion.from_network(tiny_unet(num_class_embeds=3), LINEAR).with_(steps=2)
     classes = [0, 1, 2, 0]
     run = antinb.sample(generator, noise.antithetic(4), seed=0, condition=classes, batch=4, progress=False)
     assert run["condition"].values.tolist() == classes

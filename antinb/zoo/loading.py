@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,23 +14,27 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from huggingface_hub import snapshot_download
 from torch import nn
 
-from antinb import generators, networks
-from antinb.checks import SEEDS, at_least
-from antinb.exact import Mixture
-from antinb.zoo import consistency, decoders, flows, folders, functions, hub, pipelines, shipped
+from antinb import checks
+from antinb.models import consistency, decoders, diffusion, functions, networks, pipelines, rectified
+from antinb.models.exact import Mixture
+from antinb.models.generator import Generator
+from antinb.zoo import folders, shipped
 from antinb.zoo.shipped import registry
 
 if TYPE_CHECKING:
-    from antinb import perception
-    from antinb.zoo import couplings
+    from antinb.models import normalizing
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+WANTED = ["*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model.safetensors"]
+UNWANTED = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.ema.*", "safety_checker/*", "*onnx*", "*openvino*", "*flax*"]
 OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
 PARTS = ("unet", "transformer")
 OWN_LOOP = ("DDPMPipeline", "DDIMPipeline")  # pipelines that antinb's own sampler stands for, step by step
 
-Sampler = generators.Diffusion | flows.RectifiedFlow | consistency.Consistency
+Sampler = diffusion.Diffusion | rectified.RectifiedFlow | consistency.Consistency
 
 
 def load(
@@ -45,7 +50,7 @@ def load(
     prompts: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
     device: str | torch.device = "cpu",
-) -> generators.Generator:
+) -> Generator:
     """Return the generator of a shipped model, a folder, a model of the hub, a diffusers pipeline or a callable.
 
     Args:
@@ -53,7 +58,7 @@ def load(
             `"owner/name"` of the hub, which is downloaded; path of a one-call model with `config.json`; a diffusers
             pipeline with a UNet or a transformer; or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
             Networks of DDPM and DDIM pipelines, and folders with only `unet/` or `transformer/`, `scheduler/` and
-            maybe `vae/`, run in antinb's own loop; every other pipeline is called as it is (`antinb.zoo.pipelines`).
+            maybe `vae/`, run in antinb's own loop; every other pipeline is called as it is (`antinb.models.pipelines`).
         steps: number of steps, 50 if None, of a consistency model 1.
         scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`; of a flow `"euler"` (if None) or `"heun"`; of
             a consistency model `"lcm"`.
@@ -103,8 +108,8 @@ def load(
         folder = shipped.folder(str(source))
     elif Path(source).is_dir():
         folder = Path(source)
-    elif hub.ID.fullmatch(str(source)):
-        folder = hub.download(str(source))
+    elif HUB_ID.fullmatch(str(source)):
+        folder = _download(str(source))
     else:
         close = difflib.get_close_matches(str(source), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(known)}"
@@ -126,7 +131,7 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
         ValueError: if there is no such network or the seed is negative.
     """
     folder = shipped.DATA / "models" / str(source) if str(source) in registry() else Path(source)
-    seed = at_least(0, "seed", seed, SEEDS)
+    seed = checks.seed(seed)
     build, path = _denoiser(folder)
     _check(build, path)
     with torch.random.fork_rng(devices=[]):
@@ -134,25 +139,6 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
         network = build()
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
     return _from_network(network, _levels(folder), **identity).with_(steps=steps)
-
-
-def classifier(name: str | Path) -> perception.Classifier:
-    """Return the shipped classifier of that name, such as `"fashion-classifier"`, or the one in a folder.
-
-    Raises:
-        ValueError: if there is no such classifier, or its weights are not whole.
-    """
-    from antinb import perception  # only who judges images imports torchmetrics
-
-    known = {path.name: path for path in sorted((shipped.DATA / "models").glob("*-classifier"))}
-    folder = known.get(str(name), Path(name))
-    if not folder.is_dir():
-        raise ValueError(f"a classifier is one of {', '.join(known)}, or a folder; got {str(name)!r}")
-    classes = folders.config(folder, "quality.json")["classes"]
-    colours = folders.shapes(folder, "model")["0.weight"][1]
-    build = partial(perception.network, colours, 32 if colours == 3 else 28, len(classes))
-    network, _ = _filled(build, folder / "model.safetensors", torch.device("cpu"))
-    return perception.Classifier(network, classes)
 
 
 def mixture(name: str) -> Mixture:
@@ -164,6 +150,21 @@ def mixture(name: str) -> Mixture:
     if "mixture.safetensors" not in registry().get(name, {"files": {}})["files"]:
         raise ValueError(f"{name!r} is no shipped mixture")
     return _mixture(shipped.folder(name), torch.device("cpu"))[0].to(torch.float64)
+
+
+def _download(name: str) -> Path:
+    """Return the folder of a model of the hub, downloaded if it is not there: no pickles, no code.
+
+    Raises:
+        ValueError: if the hub cannot be reached and the model is not in its cache, or there is no such model.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the hub gives no model {name!r} ({type(error).__name__}): fetch it where there is a network, "
+            f"'hf download {name} --local-dir FOLDER', and load the folder"
+        ) from None
 
 
 def _mixture(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], Path]:
@@ -194,18 +195,18 @@ def _pipeline(
 
 def _folder(
     folder: Path, device: torch.device
-) -> Sampler | decoders.Decoder | decoders.Latent | couplings.NormalizingFlow:
+) -> Sampler | decoders.Decoder | decoders.Latent | normalizing.NormalizingFlow:
     if (folder / "config.json").exists() and not (folder / folders.INDEX).exists():
         return _one_call(folder, device)
     config = _levels(folder)
     if (folder / "mixture.safetensors").exists():
         known, size, path = _mixture(folder, device)
-        return generators.from_mixture(known, size, config, model=folder.name, weights_sha256=folders.sha256(path))
-    network, path = _filled(*_denoiser(folder), device)
+        return diffusion.from_mixture(known, size, config, model=folder.name, weights_sha256=folders.sha256(path))
+    network, path = filled(*_denoiser(folder), device)
     sampler = _from_network(network, config, model=folder.name, weights_sha256=folders.sha256(path))
     if not (folder / "vae").is_dir():
         return sampler
-    autoencoder, path = _filled(*_known(folder / "vae", {"AutoencoderKL": AutoencoderKL}), device)
+    autoencoder, path = filled(*_known(folder / "vae", {"AutoencoderKL": AutoencoderKL}), device)
     return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": folders.sha256(path)})
 
 
@@ -237,7 +238,7 @@ def _check(build: Callable[[], nn.Module], path: Path) -> None:
         raise ValueError(f"{name}: weights and configuration differ, first in {first!r}")
 
 
-def _filled(build: Callable[[], nn.Module], path: Path, device: torch.device) -> tuple[nn.Module, Path]:
+def filled(build: Callable[[], nn.Module], path: Path, device: torch.device) -> tuple[nn.Module, Path]:
     """Return a network on its device with its weights, and their path."""
     _check(build, path)
     network = build()
@@ -247,11 +248,11 @@ def _filled(build: Callable[[], nn.Module], path: Path, device: torch.device) ->
 
 def _from_network(network: nn.Module, config: dict[str, object], **identity: object) -> Sampler:
     """Return the generator of a network by its scheduler, which says what the network predicts; else the noise."""
-    kinds = {"FlowMatchEulerDiscreteScheduler": flows, "LCMScheduler": consistency}
-    return kinds.get(config.get("_class_name"), generators).from_network(network, config, **identity)
+    kinds = {"FlowMatchEulerDiscreteScheduler": rectified, "LCMScheduler": consistency}
+    return kinds.get(config.get("_class_name"), diffusion).from_network(network, config, **identity)
 
 
-def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | couplings.NormalizingFlow:
+def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | normalizing.NormalizingFlow:
     """Return a generator of antinb's own kinds, which make an image in one call."""
     settings = folders.config(folder, "config.json")
     kind = settings.get("kind")
@@ -261,11 +262,11 @@ def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | coupling
     if missing:
         raise ValueError(f"{folder.name}/config.json lacks {min(missing)!r}")
     if kind == "normalizing flow":  # only who loads one imports zuko, which turns off torch's checks of distributions
-        from antinb.zoo import couplings
-    make = decoders.decoder if kind == "vae" else couplings.flow
+        from antinb.models import normalizing
+    make = decoders.decoder if kind == "vae" else normalizing.flow
     build = partial(make, *(settings[name] for name in OWN_KINDS[kind]))
-    network, path = _filled(build, folder / "model.safetensors", device)
+    network, path = filled(build, folder / "model.safetensors", device)
     identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
     if kind == "vae":
         return decoders.Decoder(network, settings["latent"], identity)
-    return couplings.NormalizingFlow(network, (1, settings["size"], settings["size"]), identity)
+    return normalizing.NormalizingFlow(network, (1, settings["size"], settings["size"]), identity)

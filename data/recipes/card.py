@@ -25,7 +25,9 @@ import xarray as xr
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import antinb
-from antinb import figures, generators, noise, zoo
+from antinb import figures, noise
+from antinb.models.diffusion import Diffusion
+from antinb.models.generator import Generator
 
 MODELS = antinb.zoo.DATA / "models"
 DATA_SETS = {"fashion": "fashion_mnist", "mnist": "mnist", "cifar10": "cifar10"}
@@ -57,7 +59,7 @@ def class_shares(network: torch.nn.Sequential, pixels: np.ndarray) -> np.ndarray
     return np.bincount(classifier.outputs(network, images.scaled(pixels)).argmax(1), minlength=10) / len(pixels)
 
 
-def sample(generator: generators.Generator, design: noise.Design, **options: object) -> xr.Dataset:
+def sample(generator: Generator, design: noise.Design, **options: object) -> xr.Dataset:
     """Return a run of the model; the classes of a conditional one take turns over the units."""
     null = getattr(generator, "null", None)
     classes = None if null is None else (np.arange(design.units) % null).tolist()
@@ -72,16 +74,16 @@ def draw_grid(run: xr.Dataset, path: Path) -> None:
     figures.image_grid(grid, rows=[""] * 4).figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def draw(generator: generators.Generator, folder: Path) -> None:
+def draw(generator: Generator, folder: Path) -> None:
     """Write `grid.png`, 64 samples, and `pairs.png`, 12 pairs; of a noise-prediction model the grid is DDPM's.
 
     The samples of DDIM, of which the pairs are, then go to `grid-ddim.png`.
     """
     sns.set_theme(style="white")
-    design, diffusion = noise.antithetic(64), isinstance(generator, generators.Diffusion)
+    design, predicts_noise = noise.antithetic(64), isinstance(generator, Diffusion)
     run = sample(generator, design, seed=0)
-    draw_grid(run, folder / ("grid-ddim.png" if diffusion else "grid.png"))
-    if diffusion:
+    draw_grid(run, folder / ("grid-ddim.png" if predicts_noise else "grid.png"))
+    if predicts_noise:
         draw_grid(sample(generator.with_(steps=50, scheduler="ddpm"), design, seed=0), folder / "grid.png")
     pairs = figures.image_grid(run["image"].isel(unit=slice(12)), rows=["from z", "from −z"])
     pairs.figure.savefig(folder / "pairs.png", dpi=110, bbox_inches="tight")
@@ -114,7 +116,7 @@ def card(model: str, data: Path | None, curve: Path | None, steps: int | None, c
     if not count:
         return
     kind = folder.name.split("-")[0]
-    name, network = DATA_SETS[kind], zoo.classifier(MODELS / f"{kind}-classifier").network
+    name, network = DATA_SETS[kind], classifier.load(MODELS / f"{kind}-classifier").network
     run = sample(generator, noise.iid(count), seed=1, store=store, batch=200)
     samples = np.clip(np.rint((run["image"].to_numpy()[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
     train, test = images.load(name, data)[0], images.load(name, data, "test")[0]

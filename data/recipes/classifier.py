@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from antinb import perception
+from antinb import classifier
 
 CLASSES = {
     "fashion_mnist": "t-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(","),
@@ -45,7 +45,7 @@ def train(name: str, data: Path | None, out: Path) -> None:
     pixels, labels = torch.from_numpy(images.scaled(pixels)), torch.from_numpy(labels)
     test_pixels, test_labels = images.load(name, data, "test")
     torch.manual_seed(SEED)
-    network = perception.network(*pixels.shape[1:3], len(CLASSES[name]))
+    network = classifier.network(*pixels.shape[1:3], len(CLASSES[name]))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     steps = EPOCHS[name] * (len(pixels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from zuko.lazy import Flow
 
-from antinb.zoo import couplings
+from antinb.models import normalizing
 
 CONFIG = {"kind": "normalizing flow", "layers": 24, "width": 64, "size": 28}
 GREYS = 32
@@ -34,8 +34,8 @@ def spread(clean: Tensor, generator: torch.Generator) -> Tensor:
 def build(images: Tensor) -> Flow:
     """Return the untrained flow, its values standardized by those of some images."""
     torch.manual_seed(training.SEED)
-    logits = torch.logit(0.5 + (0.5 - couplings.MARGIN) * spread(images, torch.Generator().manual_seed(0)))
-    return couplings.flow(CONFIG["layers"], CONFIG["width"], CONFIG["size"], logits.mean(0), logits.std(0))
+    logits = torch.logit(0.5 + (0.5 - normalizing.MARGIN) * spread(images, torch.Generator().manual_seed(0)))
+    return normalizing.flow(CONFIG["layers"], CONFIG["width"], CONFIG["size"], logits.mean(0), logits.std(0))
 
 
 def loss(network: Flow, generator: torch.Generator, clean: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:

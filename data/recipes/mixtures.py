@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
 
-from antinb.exact import Mixture
+from antinb.models.exact import Mixture
 
 COMPONENTS, RANK, IMAGES, ROUNDS, SEED = 16, 48, 20_000, 15, 0
 

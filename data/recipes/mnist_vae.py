@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from antinb.zoo.decoders import decoder
+from antinb.models.decoders import decoder
 
 CONFIG = {"kind": "vae", "latent": 16, "width": 32, "shape": [1, 28, 28]}
 

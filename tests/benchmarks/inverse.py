@@ -15,12 +15,13 @@ import torch
 from timing import Task, ratio, report
 
 import antinb
-from antinb import generators, inverse, noise, operators
+from antinb import inverse, noise, operators
+from antinb.models import diffusion
 
 STEPS, BATCH, SEED, BOUND = 5, 32, 0, 1.10
 
 
-def bare_calls(generator: generators.Diffusion, gradient: bool) -> Task:
+def bare_calls(generator: diffusion.Diffusion, gradient: bool) -> Task:
     """Return the task of calling the network on one batch a step, with its gradient or without, and nothing else."""
     batch = torch.randn(BATCH, *generator.shape)
 

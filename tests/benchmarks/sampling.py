@@ -25,18 +25,20 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from timing import Task, ratio, report, seconds
 
 import antinb
-from antinb import generators, noise
+from antinb import noise
+from antinb.models import diffusion
+from antinb.models.generator import Generator
 
 STEPS, BATCH, PAIRS, SEED = 5, 32, 128, 0
 DESIGN = noise.antithetic(PAIRS)
 
 
-def sample(generator: generators.Generator) -> Task:
+def sample(generator: Generator) -> Task:
     """Return the task of sampling the design in memory."""
     return lambda: antinb.sample(generator, DESIGN, seed=SEED, batch=BATCH, progress=False)
 
 
-def bare_calls(generator: generators.Diffusion) -> Task:
+def bare_calls(generator: diffusion.Diffusion) -> Task:
     """Return the task of calling the network as often, on batches of the same size, and nothing else."""
     batch = torch.randn(BATCH, *generator.shape)
 
@@ -64,7 +66,7 @@ def pipeline(folder: Path, network: Callable | None = None, batch: int = BATCH) 
     return run
 
 
-def beyond_the_network(generator: generators.Diffusion, folder: Path, repeats: int) -> float:
+def beyond_the_network(generator: diffusion.Diffusion, folder: Path, repeats: int) -> float:
     """Return the ratio of `sample` to the pipeline of diffusers when the network of both costs nothing."""
 
     def cheap(x: torch.Tensor, *_: object) -> torch.Tensor:
@@ -74,7 +76,7 @@ def beyond_the_network(generator: generators.Diffusion, folder: Path, repeats: i
     return ratio(sample(replace(generator, network=cheap)), task, repeats)
 
 
-def drawing(generator: generators.Diffusion) -> Task:
+def drawing(generator: diffusion.Diffusion) -> Task:
     """Return the task of drawing the noise of the design."""
     return lambda: [
         DESIGN.draw(generator.shape, seed=SEED, units=range(start, start + BATCH // 2))

@@ -1,0 +1,1 @@
+"""Analysis: runs to numbers with intervals, without torch."""

@@ -1,0 +1,130 @@
+"""Two methods compared unit by unit: differences, ratios, wins, and one quantity where another is equal.
+
+A unit is what both methods were given: a source that both edited, a number of a unit of two designs. Units
+are independent. Those in which either value is NaN are left out and counted in `dropped`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+from antinb import checks
+from antinb.analysis.intervals import cluster_bootstrap, t_interval
+
+
+def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> dict[str, object]:
+    """Return the mean of `first - second`, each `(units,)`, its t interval and the two-sided p-value of 0.
+
+    Returns:
+        `estimate, low, high, level, method, units, dropped, p_value`.
+
+    Raises:
+        ValueError: for arrays of different or other shapes, fewer than two defined units, or a level out of range.
+    """
+    values, dropped = _both(first, second, level)
+    gaps = values[0] - values[1]
+    row = _row(gaps.mean(), *t_interval(gaps, level), level, "t over units", len(gaps), dropped)
+    spread = gaps.std(ddof=1)
+    statistic = np.divide(gaps.mean() * len(gaps) ** 0.5, spread, out=np.array(np.nan), where=spread > 0)
+    return row | {"p_value": float(2 * stats.t.sf(abs(statistic), len(gaps) - 1))}
+
+
+def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> dict[str, object]:
+    r"""Return the ratio of the means of `first` and `second`, each `(units,)`, with its interval.
+
+    `r = mean(a) / mean(b)`, the interval that of the mean of `r + (a - r b) / mean(b)` (delta method). Where the
+    t interval of `mean(b)` holds 0 there is no ratio: NaN.
+
+    Returns:
+        `estimate, low, high, level, method, units, dropped`.
+
+    Raises:
+        ValueError: as `difference`.
+    """
+    (a, b), dropped = _both(first, second, level)
+    low, high = t_interval(b, level)
+    found = np.nan if low <= 0 <= high else a.mean() / b.mean()
+    ends = t_interval(found + (a - found * b) / b.mean(), level)
+    return _row(found, *ends, level, "delta method, t over units", len(a), dropped)
+
+
+def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: float = 0.95) -> dict[str, object]:
+    """Return in which share of the units that are not ties `first` is the larger, with Wilson's interval.
+
+    A unit is a tie if `|first - second| <= tie`; ties are left out and counted.
+
+    Returns:
+        `estimate, low, high, level, method, units, dropped, ties`; NaN if all units are ties.
+
+    Raises:
+        ValueError: as `difference`, or for a tie below 0.
+    """
+    values, dropped = _both(first, second, level)
+    gaps = values[0] - values[1]
+    wins, ties = int((gaps > checks.number("tie", tie, 0, np.inf)).sum()), int((np.abs(gaps) <= tie).sum())
+    decided = len(gaps) - ties
+    if not decided:
+        ends = np.full(3, np.nan)
+    else:
+        ends = wins / decided, *proportion_confint(wins, decided, 1 - level, method="wilson")
+    return _row(*ends, level, "Wilson", len(gaps), dropped) | {"ties": ties}
+
+
+def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0.95) -> dict[str, object]:
+    """Return how much more the first of two methods keeps than the second where both reach the same target.
+
+    Each setting of a method, a strength say, is a point: its mean target and its mean of what is kept. `kept`
+    at a target is read off the straight lines between the points, in order of their targets. The interval is
+    a bootstrap over units, both curves made anew each time.
+
+    Args:
+        target: `(2, settings, units)`, what an edit should reach.
+        kept: `(2, settings, units)`, what it should leave.
+        at: the mean target at which the methods are compared.
+        level: from 0.01 to 0.9999.
+
+    Returns:
+        `estimate, low, high, level, method, units, dropped`.
+
+    Raises:
+        ValueError: for other shapes, fewer than 8 units, or a target that one of the methods does not reach on
+            both sides.
+    """
+    target, kept = np.asarray(target, float), np.asarray(kept, float)
+    if target.shape != kept.shape or target.ndim != 3 or len(target) != 2:
+        raise ValueError(f"target and kept are (2, settings, units); got {target.shape} and {kept.shape}")
+    defined = np.isfinite(target).all((0, 1)) & np.isfinite(kept).all((0, 1))
+    target, kept = target[..., defined], kept[..., defined]
+    ranges = np.stack([target.mean(-1).min(1), target.mean(-1).max(1)], 1)
+    if not (ranges[:, 0] <= at).all() or not (at <= ranges[:, 1]).all():
+        raise ValueError(f"at must be a target that both methods reach, within {ranges.round(3).tolist()}; got {at!r}")
+
+    def gap(units: np.ndarray) -> float:
+        curves = target[..., units].mean(-1), kept[..., units].mean(-1)
+        first, second = (np.interp(at, x[np.argsort(x)], y[np.argsort(x)]) for x, y in zip(*curves, strict=True))
+        return first - second
+
+    found = cluster_bootstrap(gap, int(defined.sum()), level)
+    return _row(*found, level, "bootstrap over units", int(defined.sum()), int((~defined).sum()))
+
+
+def _both(first: np.ndarray, second: np.ndarray, level: float) -> tuple[np.ndarray, int]:
+    """Return the defined units of both, `(2, units)`, and how many were dropped."""
+    checks.level(level)
+    parts = [np.asarray(part, float) for part in (first, second)]
+    if parts[0].shape != parts[1].shape or parts[0].ndim != 1:
+        raise ValueError(f"paired values are (units,) twice; got {parts[0].shape} and {parts[1].shape}")
+    values = np.stack(parts)
+    defined = np.isfinite(values).all(0)
+    if defined.sum() < 2:
+        raise ValueError(f"a comparison needs at least two units with both values; got {defined.sum()}")
+    return values[:, defined], int((~defined).sum())
+
+
+def _row(
+    estimate: float, low: float, high: float, level: float, method: str, units: int, dropped: int
+) -> dict[str, object]:
+    row = {"estimate": float(estimate), "low": float(low), "high": float(high)}
+    return row | {"level": level, "method": method, "units": units, "dropped": dropped}

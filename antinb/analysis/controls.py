@@ -1,0 +1,280 @@
+"""Control variates: what is known about the noise, or about a cheaper sampler, taken out of an estimate."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from antinb import checks
+from antinb.analysis import estimation
+from antinb.analysis.intervals import welch
+from antinb.dataset import check_same_generator, defined, design, evaluations
+from antinb.noise import Design, modes
+
+
+def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int = 6) -> xr.DataArray:
+    """Return functions of a run's noise whose mean is known to be 0, `(feature, unit, member)`.
+
+    They are `(c_i^2 - 1)/sqrt 2` and `c_i c_j`, i < j, of the coefficients c in the leading modes of
+    `antinb.modes`: `leading (leading + 1) / 2` uncorrelated features of variance 1. Linear ones are
+    left out, since they vanish in the mean over a pair or a simplex unit.
+
+    Args:
+        noise: the design of the run.
+        shape: shape of one noise, the generator's `shape`.
+        seed: the run's seed.
+        leading: number of modes.
+
+    Raises:
+        ValueError: if `leading` is below 1 or more than the noise has modes.
+    """
+    leading = checks.integer("leading", leading, 1, int(np.prod(shape)))
+    kept = _modes(noise, shape, seed, leading)
+    first, second = np.triu_indices(leading)
+    products = kept[..., first] * kept[..., second]
+    squares = first == second
+    products[..., squares] = (products[..., squares] - 1) / 2**0.5
+    names = [f"mode {i}^2" if i == j else f"mode {i} x {j}" for i, j in zip(first, second, strict=True)]
+    about = {"design": json.dumps(noise.describe()), "seed": json.dumps(seed)}
+    table = xr.DataArray(products, dims=("unit", "member", "feature"), attrs=about)
+    return table.assign_coords(feature=names).transpose("feature", "unit", "member")
+
+
+def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
+    """Return the least-squares coefficients `(statistic, feature)` of unit means on the features' unit means.
+
+    Raises:
+        ValueError: if the two are of different runs, a value is undefined, or the features are more than a
+            tenth of the units.
+    """
+    y, x = _fitted_unit_means(values, known)
+    return _coefficients(values, known, _fit(y, x))
+
+
+def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, leading: int = 64) -> np.ndarray:
+    """Return the direction `(leading,)` in the leading modes along which a statistic changes most, of length 1.
+
+    It is that of the least-squares coefficients of the pilot's images on their modes: the statistic's mean
+    gradient, if the noise is normal. `noise.sobol(..., basis="learned", direction=)` lays its best coordinate
+    along it, in a run of another seed.
+
+    Args:
+        values: `(statistic, unit, member)` of a pilot, of one statistic.
+        noise: the pilot's design.
+        shape: shape of one noise, the generator's `shape`.
+        leading: number of modes, at most a tenth of the pilot's images.
+
+    Raises:
+        ValueError: for several statistics, an undefined value, a design that is not the pilot's, or too many modes.
+
+    Source: Stein's identity, `E[z S(z)] = E[grad S(z)]`, Ann. Stat. 9 (1981), 1135-1151.
+    """
+    if values.sizes["statistic"] != 1 or json.loads(values.attrs["design"]) != json.loads(json.dumps(noise.describe())):
+        raise ValueError(f"a direction is that of one statistic and its own design; got {values.sizes['statistic']}")
+    table = defined(values, values["statistic"].item())
+    leading = checks.integer("leading", leading, 1, min(int(np.prod(shape)), table.size // 10))
+    kept = _modes(noise, shape, json.loads(values.attrs["seed"]), leading)
+    slope = _fit(table.reshape(-1, 1), kept.reshape(-1, leading))[0]
+    return slope / np.linalg.norm(slope)
+
+
+def regression(
+    values: xr.DataArray, known: xr.DataArray, *, folds: int = 10, fixed: xr.DataArray | None = None
+) -> xr.DataArray:
+    r"""Return the values less what features of known mean 0 explain, `S - sum_j beta_j X_j`, as values of the same run.
+
+    The mean stays the same, since beta is independent of the units that it is used on: it is fitted to
+    the other folds of units, or `fixed` by an independent pilot, as is better for about 20 units. Intervals,
+    efficiencies and coverage are those of `estimation`.
+
+    Args:
+        values: `(statistic, unit, member)` of `statistics.measure`.
+        known: `(feature, unit, member)` of `features`, of the same design and seed.
+        folds: number of folds, at least 2.
+        fixed: `(statistic, feature)` of `coefficients` from a run of another seed.
+
+    Raises:
+        ValueError: as `coefficients`, or if `fixed` comes from the run itself or the folds are fewer than 2.
+
+    Source: Lavenberg and Welch, Management Science 27 (1981), 322-335; folds as in cross-fitting.
+    """
+    folds = checks.integer("folds", folds, 2)
+    y, x = (_unit_means if fixed is not None else _fitted_unit_means)(values, known)
+    if fixed is not None:
+        if fixed.attrs["seed"] == values.attrs["seed"]:
+            raise ValueError(
+                f"fixed coefficients come from a pilot of another seed; got {fixed.attrs['seed']} for both"
+            )
+        for dim, table in (("statistic", values), ("feature", known)):
+            if fixed[dim].values.tolist() != table[dim].values.tolist():
+                raise ValueError(
+                    f"fixed coefficients are of the same {dim}s in the same order; got {fixed[dim].values}"
+                )
+        beta = np.broadcast_to(fixed.values, (len(x), *fixed.shape))
+    else:
+        fold = np.arange(len(x)) % min(folds, len(x))
+        beta = np.empty((len(x), y.shape[1], x.shape[1]))
+        for number_ in np.unique(fold):
+            beta[fold == number_] = _fit(y[fold != number_], x[fold != number_])
+    explained = np.einsum("usf,fum->sum", beta, known.values)
+    return (values - explained).assign_attrs(values.attrs, control=json.dumps("regression"))
+
+
+def two_level(
+    fine: xr.DataArray, coarse: xr.DataArray, many: xr.DataArray, *, coefficient: float = 1.0, level: float = 0.95
+) -> pd.DataFrame:
+    r"""Return the mean of the fine sampler's statistics from few fine and many coarse images, with intervals.
+
+    `mean(F - b C) + b mean(C')`: F and C are the fine and the coarse sampler on the *same* noise, C' the
+    coarse one on other noise. Unbiased for the fine sampler whatever b is, if b is fixed beforehand;
+    `se^2 = Var(F - b C)/n + b^2 Var(C')/n'` over units, df by Welch and Satterthwaite.
+
+    Args:
+        fine: `(statistic, unit, member)` of the fine sampler.
+        coarse: the same statistics of the coarse one, same design and seed.
+        many: the same statistics of the coarse one, another seed.
+        coefficient: b, 1 or the one of an independent pilot (`allocation`).
+        level: of the intervals.
+
+    Returns:
+        Rows `statistic, design, estimate, low, high, level, method, units, evaluations, se, df`;
+        `units` are those of the fine run, `evaluations` those of all three.
+
+    Raises:
+        ValueError: if fine and coarse do not share their noise, many shares it, a value is undefined, or
+            there are fewer than two units.
+
+    Source: Giles, Multilevel Monte Carlo path simulation, Operations Research 56 (2008).
+    """
+    checks.level(level)
+    b = checks.number("coefficient", coefficient, -1e9, 1e9)
+    two_costs(fine, coarse)
+    check_same_generator(coarse, many)
+    if many.attrs.get("condition") != coarse.attrs.get("condition"):
+        found = f"{coarse.attrs.get('condition')} and {many.attrs.get('condition')}"
+        raise ValueError(f"the many units are of the same condition; got {found}")
+    if many.attrs["seed"] == fine.attrs["seed"]:
+        raise ValueError(f"the many coarse units need another seed than the fine ones; got {many.attrs['seed']}")
+    rows = []
+    for name in fine["statistic"].values.tolist():
+        pieces = [defined(table, name).mean(-1) for table in (fine, coarse, many)]
+        parts = (pieces[0] - b * pieces[1], b * pieces[2])
+        if min(map(len, parts)) < 2:
+            raise ValueError(f"two levels need at least two units each; got {[len(part) for part in parts]}")
+        variances = np.array([part.var(ddof=1) / len(part) for part in parts])
+        if variances.sum() == 0:
+            raise ValueError(f"{name} is constant over units: there is no width to estimate")
+        df = welch(variances, np.array([len(part) for part in parts]))
+        whole = estimation.Estimate(sum(part.mean() for part in parts), variances.sum() ** 0.5, df)
+        low, high = whole.interval(level)
+        row = {"statistic": name, "design": design(fine), "estimate": whole.estimate}
+        row |= {"low": low, "high": high, "level": level, "method": "two levels", "units": len(parts[0])}
+        rows.append(row | {"evaluations": sum(map(evaluations, (fine, coarse, many))), "se": whole.se, "df": whole.df})
+    return pd.DataFrame(rows)
+
+
+def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
+    r"""Return from a pilot how two levels are best used: coefficient, coarse units a fine one, efficiency.
+
+    With costs `c_1` of a unit on both levels and `c_2` on the coarse one, b minimises
+    `sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2)`: with q^2 = c_2/c_1 and r = Corr(F, C) it is
+    `b = sd(F)/sd(C) sign(r) max(|r| - q sqrt((1 - r^2)/(1 - q^2)), 0)`, less than the regression's. Then
+    `n'/n = sqrt(b^2 Var(C) c_1 / (Var(F - b C) c_2))`, and the efficiency against the fine sampler alone, of
+    the same design, is `Var(F) c_F / (sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2))^2`.
+
+    Args:
+        fine: `(statistic, unit, member)` of a pilot with the fine sampler.
+        coarse: the same of the coarse one, same design and seed.
+
+    Returns:
+        Rows `statistic, correlation, coefficient, coarse_units_per_fine, predicted_efficiency`.
+
+    Raises:
+        ValueError: as `two_level`, or if the coarse statistic is constant.
+    """
+    costs = [cost * fine.sizes["member"] for cost in two_costs(fine, coarse)]
+    rows = []
+    for name in fine["statistic"].values.tolist():
+        f, c = (defined(table, name).mean(-1) for table in (fine, coarse))
+        if len(f) < 3 or np.ptp(c) == 0 or np.ptp(f) == 0:
+            raise ValueError(
+                f"an allocation needs at least three units that differ on both levels; {name} has {len(f)}"
+            )
+        row = {"statistic": name, "correlation": float(np.corrcoef(f, c)[0, 1])}
+        rows.append(row | best_allocation(np.cov(f, c), *costs))
+    return pd.DataFrame(rows)
+
+
+def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[str, float]:
+    """Return `coefficient, coarse_units_per_fine, predicted_efficiency` of `allocation`.
+
+    `covariance` is the (2, 2) of the unit means of the fine and the coarse sampler, `fine` and `coarse` are
+    the evaluations that one unit costs.
+    """
+    variance, moved_variance = np.diag(covariance)
+    rho, both = covariance[0, 1] / (variance * moved_variance) ** 0.5, fine + coarse
+    share = coarse / both
+    weight = max(abs(rho) - (share * max(1 - rho**2, 0) / (1 - share)) ** 0.5, 0)
+    b = np.sign(rho) * weight * (variance / moved_variance) ** 0.5
+    rest, moved = max(1 - 2 * weight * abs(rho) + weight**2, 0), weight**2  # in variances of the fine sampler
+    ratio = (moved * both / (rest * coarse)) ** 0.5 if rest > 0 else np.inf
+    efficiency = fine / ((rest * both) ** 0.5 + (moved * coarse) ** 0.5) ** 2
+    numbers = {"coefficient": b, "coarse_units_per_fine": ratio, "predicted_efficiency": efficiency}
+    return {name: float(number_) for name, number_ in numbers.items()}
+
+
+def two_costs(fine: xr.DataArray, coarse: xr.DataArray) -> tuple[int, int]:
+    """Return the evaluations an image of two levels, refusing a twin that is not coarser or of other noise."""
+    _same_noise(fine, coarse)
+    costs = tuple(evaluations(table) // (table.sizes["unit"] * table.sizes["member"]) for table in (fine, coarse))
+    if costs[1] >= costs[0]:
+        raise ValueError(
+            f"a coarse twin needs fewer evaluations an image than the fine one's {costs[0]}; got {costs[1]}"
+        )
+    return costs
+
+
+def _modes(noise: Design, shape: tuple[int, ...], seed: int, leading: int) -> np.ndarray:
+    """Return the leading coefficients of a run's noise, `(unit, member, leading)`, one unit in memory at a time."""
+    drawn = (noise.draw(shape, seed=seed, units=[unit])[0] for unit in range(noise.units))
+    return np.stack([modes.to_modes(unit.astype(np.float64), tuple(shape))[:, :leading] for unit in drawn])
+
+
+def _fit(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(0)
+    return np.linalg.lstsq(centred, y - y.mean(0), rcond=None)[0].T
+
+
+def _coefficients(values: xr.DataArray, known: xr.DataArray, beta: np.ndarray) -> xr.DataArray:
+    coords = {"statistic": values["statistic"].values, "feature": known["feature"].values}
+    return xr.DataArray(beta, coords, ["statistic", "feature"], attrs={"seed": values.attrs["seed"]})
+
+
+def _fitted_unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_unit_means` does, refusing more features than can be fitted to the units."""
+    y, x = _unit_means(values, known)
+    if x.shape[1] > len(x) / 10:
+        raise ValueError(f"features are at most a tenth of the units, {len(x) // 10} here; got {x.shape[1]}")
+    return y, x
+
+
+def _unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit means `(unit, statistic)` and `(unit, feature)` after the checks that both functions share."""
+    _same_noise(values, known)
+    names = values["statistic"].values.tolist()
+    y = np.stack([defined(values, name).mean(-1) for name in names], 1)
+    x = known.transpose("unit", "member", "feature").values.mean(1)
+    return y, x
+
+
+def _same_noise(first: xr.DataArray, second: xr.DataArray) -> None:
+    for key in ("design", "seed"):
+        if first.attrs[key] != second.attrs[key]:
+            raise ValueError(
+                f"both must be of the same noise; their {key} is {first.attrs[key]} and {second.attrs[key]}"
+            )
+    if first.sizes["unit"] != second.sizes["unit"]:
+        raise ValueError(f"both must have the same units; got {first.sizes['unit']} and {second.sizes['unit']}")

@@ -1,0 +1,122 @@
+"""How different the images of one unit are, and whether their quality pays for it.
+
+Scores belong to a unit, a pair or a group, and two designs are compared by the scores of their units
+(`antinb.comparison`). Each member alone has the same law in every design, so quality cannot differ: `kid` tests it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+from scipy import special
+
+from antinb import dataset
+from antinb.analysis.intervals import cluster_bootstrap
+from antinb.analysis.statistics import structural_similarity
+
+SCORES = ("ssim", "feature distance", "vendi")
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+def scores(run: xr.Dataset, features: Features) -> xr.DataArray:
+    """Return three scores of every unit, `(score, unit)`.
+
+    `ssim`: the mean structural similarity of two members, over their pairs; lower is more different.
+    `feature distance`: the mean Euclidean distance of their features. `vendi`: the effective number of
+    different images among the members, see `vendi`.
+
+    Args:
+        run: images of at least two members a unit; they are scaled to [0, 1] and clipped.
+        features: images `(..., C, H, W)` in [0, 1] to `(..., d)`, such as the `features` of a classifier.
+
+    Raises:
+        ValueError: if a unit has one member, for images too small for SSIM, or for other features.
+    """
+    images, seen = _seen(run, features)
+    members = images.shape[1]
+    if members < 2:
+        raise ValueError(f"a diversity score needs at least two images a unit; got {members}")
+    pairs = list(itertools.combinations(range(members), 2))
+    alike = np.mean([structural_similarity(images[:, i], images[:, j]) for i, j in pairs], 0)
+    apart = np.mean([np.linalg.norm(seen[:, i] - seen[:, j], axis=-1) for i, j in pairs], 0)
+    values = np.stack([alike, apart, vendi(seen)])
+    return xr.DataArray(values, {"score": list(SCORES), "unit": run["unit"]}, ["score", "unit"], attrs=run.attrs)
+
+
+def vendi(features: np.ndarray) -> np.ndarray:
+    r"""Return the Vendi score of k items, `(..., k, d)` to `(...)` in [1, k].
+
+    `exp(-sum_i l_i log l_i)` with l the eigenvalues of `K / k`, K the cosine similarities: 1 for k copies,
+    k for k orthogonal items. NaN where the features of an item are all 0.
+
+    Raises:
+        ValueError: for fewer than two items.
+
+    Source: Friedman and Dieng, arXiv 2210.02410, definition 3.1.
+    """
+    features = np.asarray(features, float)
+    if features.ndim < 2 or features.shape[-2] < 2:
+        raise ValueError(f"a Vendi score needs at least two items (..., k, d); got {features.shape}")
+    length = np.linalg.norm(features, axis=-1, keepdims=True)
+    defined = (length > 0).all((-2, -1))
+    unit = features / np.where(length > 0, length, 1)
+    values = np.linalg.eigvalsh(unit @ unit.swapaxes(-1, -2) / features.shape[-2])
+    return np.where(defined, np.exp(special.entr(values.clip(0)).sum(-1)), np.nan)
+
+
+def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: float = 0.95) -> dict[str, object]:
+    r"""Return the kernel distance of the images of two runs, with an interval over units.
+
+    `KID = 1 / (n (n - 1)) sum_{i != j} h(i, j)`, `h = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)` with
+    `k(a, b) = (a b / d + 1)^3` on d features, averaged over the members of units i and j. No two members of one
+    unit meet, so that their coupling does not enter, nor noise that unit i of both runs may share: the estimate
+    is unbiased, and 0 on average where single images have one law.
+
+    The interval is a bootstrap over units, a unit of both runs drawn together; no unit meets its own copy. Where
+    the laws are equal the statistic is degenerate and the interval too wide: a nominal 95% covers more.
+
+    Args:
+        run: any design.
+        baseline: as many units, of the same or another number of members.
+        features: images `(..., C, H, W)` in [0, 1] to `(..., d)`, such as the `features` of a classifier.
+        level: from 0.01 to 0.9999.
+
+    Returns:
+        `estimate, low, high, level, method, units`.
+
+    Raises:
+        ValueError: for fewer than 8 units, runs of different numbers of units, or a level out of its range.
+
+    Source: Bińkowski et al., arXiv 1801.01401, section 4; Gretton et al., JMLR 13 (2012), equation 3.
+    """
+    parts = [_seen(data, features)[1] for data in (run, baseline)]
+    units = len(parts[0])
+    if len(parts[1]) != units:
+        raise ValueError(f"both runs need as many units; got {units} and {len(parts[1])}")
+
+    def kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        products = np.tensordot(first, second, (-1, -1)) / first.shape[-1]
+        return ((products + 1) ** 3).mean((1, 3))
+
+    cross = kernel(*parts)
+    h = kernel(parts[0], parts[0]) + kernel(parts[1], parts[1]) - cross - cross.T
+    np.fill_diagonal(h, 0)
+
+    def mean(numbers: np.ndarray) -> float:
+        weights = np.bincount(numbers, minlength=units).astype(float)
+        return weights @ h @ weights / (weights.sum() ** 2 - weights @ weights)
+
+    found = dict(zip(("estimate", "low", "high"), cluster_bootstrap(mean, units, level), strict=True))
+    return found | {"level": level, "method": "bootstrap over units", "units": units}
+
+
+def _seen(run: xr.Dataset, features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of a run in [0, 1], `(unit, member, C, H, W)`, and their features `(unit, member, d)`."""
+    images = dataset.scaled(run["image"].transpose(*dataset.DIMS).values, *dataset.limits(run))
+    seen = np.asarray(features(images), float)
+    if seen.shape[:2] != images.shape[:2] or seen.ndim != 3:
+        raise ValueError(f"features are (unit, member, d) of images {images.shape}; got {seen.shape}")
+    return images, seen

@@ -1,0 +1,220 @@
+"""Images to scalars: what intervals are made for.
+
+Statistics take images `(..., channel, y, x)` in [0, 1] and return `(...)`. The luma of a colour
+image is `Y = .299 R + .587 G + .114 B`; a grey image is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from antinb import dataset
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+MARGIN = 5  # pixels at each border where the window of SSIM does not fit
+
+
+def luma(images: np.ndarray) -> np.ndarray:
+    """Return the luma, `(..., channel, y, x)` to `(..., y, x)`; one or three channels, else ValueError."""
+    weights = {1: [1.0], 3: [0.299, 0.587, 0.114]}.get(images.shape[-3])
+    if weights is None:
+        raise ValueError(f"the luma is defined for 1 or 3 channels; got {images.shape[-3]}")
+    return np.tensordot(np.moveaxis(images, -3, -1).astype(np.float64), weights, 1)
+
+
+def pixel_mean(images: np.ndarray) -> np.ndarray:
+    """Return the mean over pixels and channels, in [0, 1]."""
+    return images.mean((-3, -2, -1), dtype=np.float64)
+
+
+def brightness(images: np.ndarray) -> np.ndarray:
+    """Return the mean luma, in [0, 1]."""
+    return luma(images).mean((-2, -1))
+
+
+def contrast(images: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of the luma over pixels, in [0, 0.5]."""
+    return luma(images).std((-2, -1))
+
+
+def _centroid(images: np.ndarray, axis: int) -> np.ndarray:
+    profile = luma(images).sum(-1 if axis == -2 else -2)
+    total = profile.sum(-1)
+    moment = profile @ np.arange(profile.shape[-1])
+    return np.divide(moment, total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def centroid_x(images: np.ndarray) -> np.ndarray:
+    """Return the luma-weighted mean column `sum x Y / sum Y`, in pixels from 0; NaN for a black image."""
+    return _centroid(images, -1)
+
+
+def centroid_y(images: np.ndarray) -> np.ndarray:
+    """Return the luma-weighted mean row `sum y Y / sum Y`, in pixels from 0; NaN for a black image."""
+    return _centroid(images, -2)
+
+
+def event(statistic: Statistic, *, above: float) -> Statistic:
+    """Return the statistic `1[S > above]`, whose mean is a probability; NaN stays NaN.
+
+    Examples:
+        >>> import numpy as np
+        >>> event(brightness, above=0.6)(np.full((2, 1, 4, 4), 0.7))
+        array([1., 1.])
+    """
+
+    def indicator(images: np.ndarray) -> np.ndarray:
+        values = np.asarray(statistic(images), np.float64)
+        return np.where(np.isnan(values), np.nan, values > above)
+
+    indicator.__name__ = f"{statistic.__name__} > {above:g}"
+    return indicator
+
+
+def l1(truth: np.ndarray) -> Statistic:
+    """Return the statistic `mean |x - truth|`, in [0, 1].
+
+    `truth` is an image `(C, H, W)` in [-1, 1], as generators make them; it is scaled and clipped as the images are.
+
+    Raises:
+        ValueError: if the truth is not finite or not `(C, H, W)`; inside, if an image has another shape.
+    """
+    return _against(truth, "l1", lambda x, known: np.abs(x - known).mean((-3, -2, -1)))
+
+
+def mse(truth: np.ndarray) -> Statistic:
+    """Return the statistic `mean (x - truth)^2`, in [0, 1]; `truth` and errors as for `l1`."""
+    return _against(truth, "mse", lambda x, known: np.square(x - known).mean((-3, -2, -1)))
+
+
+def psnr(truth: np.ndarray) -> Statistic:
+    """Return the statistic `-10 log10 mean (x - truth)^2`, the peak signal-to-noise ratio in decibels.
+
+    It is infinite at the truth itself; `truth` and errors as for `l1`.
+    """
+
+    def decibels(x: np.ndarray, known: np.ndarray) -> np.ndarray:
+        from skimage.metrics import peak_signal_noise_ratio
+
+        with np.errstate(divide="ignore"):
+            return np.array([peak_signal_noise_ratio(known, image, data_range=1.0) for image in x])
+
+    return _against(truth, "psnr", decibels)
+
+
+def ssim(truth: np.ndarray) -> Statistic:
+    """Return the statistic "structural similarity with the truth", in [-1, 1]; see `structural_similarity`.
+
+    Raises:
+        ValueError: as `l1`, or if the truth has less than 11 by 11 pixels.
+    """
+
+    def similarity(x: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return structural_similarity(x.astype(np.float32), np.broadcast_to(known.astype(np.float32), x.shape))
+
+    return _against(truth, "ssim", similarity)
+
+
+def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    r"""Return the structural similarity (SSIM) of two images, `(..., C, H, W)` in [0, 1] twice to `(...)` in [-1, 1].
+
+    The mean, over channels and the pixels at which a window of 11 by 11 pixels fits, of
+    `(2 m m' + c)(2 s_xy + d) / ((m^2 + m'^2 + c)(s^2 + s'^2 + d))`: Gaussian means m, variances s^2 and
+    covariance s_xy of standard deviation 1.5, `c = 0.01^2`, `d = 0.03^2`. 1 for equal images only.
+
+    Raises:
+        ValueError: for images of different shapes or of less than 11 by 11 pixels.
+
+    Source: Wang, Bovik, Sheikh and Simoncelli, IEEE Trans. Image Processing 13 (2004), equation 13.
+    """
+    from skimage import metrics
+
+    first, second = np.asarray(first), np.asarray(second)
+    if first.shape != second.shape or first.ndim < 3 or min(first.shape[-2:]) <= 2 * MARGIN:
+        rule = f"SSIM compares images (..., C, H, W) of one shape, at least {2 * MARGIN + 1} pixels high and wide"
+        raise ValueError(f"{rule}; got {first.shape} and {second.shape}")
+    planes = (part.reshape(-1, *part.shape[-2:]) for part in (first, second))
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    local = metrics.structural_similarity(*planes, channel_axis=0, full=True, **window)[1]
+    inner = local[:, MARGIN:-MARGIN, MARGIN:-MARGIN].mean((-2, -1), dtype=np.float64)
+    return inner.reshape(first.shape[:-2]).mean(-1)
+
+
+def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
+    """Return the statistics of every image, `(statistic, unit, member)` in float64.
+
+    The images are scaled from their range to [0, 1] and clipped; the run's attrs go along. NaN is
+    kept: an undefined value is for the reader to count. A lazy run is read chunk by chunk.
+
+    Raises:
+        ValueError: if no statistic is given, two have one name or one does not return a value an image.
+    """
+    if not statistics:
+        raise ValueError("measure needs at least one statistic, such as antinb.statistics.brightness")
+    names = [statistic.__name__ for statistic in statistics]
+    if len(set(names)) < len(names):
+        raise ValueError(f"statistics need names of their own; got {names}")
+    low, high = dataset.limits(data)
+
+    def kernel(images: np.ndarray) -> np.ndarray:
+        scaled = dataset.scaled(images, low, high)
+        columns = [np.asarray(statistic(scaled), np.float64) for statistic in statistics]
+        for statistic, column in zip(statistics, columns, strict=True):
+            if column.shape != images.shape[:-3]:
+                raise ValueError(
+                    f"{statistic.__name__} must return one value an image, {images.shape[:-3]}; got {column.shape}"
+                )
+        return np.stack(columns, -1)
+
+    values = xr.apply_ufunc(
+        kernel,
+        data["image"],
+        input_core_dims=[dataset.DIMS[2:]],
+        output_core_dims=[["statistic"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"statistic": len(statistics)}},
+    )
+    values = values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
+    return values.assign_attrs(data.attrs)
+
+
+def pooled(tables: Sequence[xr.DataArray]) -> xr.DataArray:
+    r"""Return the deviations of several runs from their own means, all units in a row: `(statistic, unit, member)`.
+
+    For a mean over R fixed conditions, such as measurements, whose variance is `sum_r V_r / R^2`: the unit means of
+    the deviations, scaled by `sqrt(n (N - 1) / ((n - 1) N))` for n units a run and N in all, have the variance that the
+    runs have on average. `estimation.compare` of two such tables is the efficiency of a design for that mean.
+
+    Raises:
+        ValueError: if there is no table, or they differ in statistics, members, units or design, or have one unit only.
+    """
+    kinds = {
+        (table.shape, *table["statistic"].values.tolist(), dataset.design(table), dataset.evaluations(table))
+        for table in tables
+    }
+    if len(kinds) != 1 or tables[0].sizes["unit"] < 2:
+        raise ValueError(f"runs are pooled if they have one form and at least two units; got {sorted(map(str, kinds))}")
+    units, count = tables[0].sizes["unit"], tables[0].sizes["unit"] * len(tables)
+    scale = (units * (count - 1) / ((units - 1) * count)) ** 0.5
+    deviations = [scale * (table - table.mean(("unit", "member"))) for table in tables]
+    return xr.concat(deviations, "unit").assign_coords(unit=np.arange(count)).assign_attrs(tables[0].attrs)
+
+
+def _against(truth: np.ndarray, name: str, metric: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Statistic:
+    low, high = dataset.RANGE
+    known = dataset.scaled(np.asarray(truth, np.float64), low, high)
+    if known.ndim != 3 or not np.isfinite(known).all():
+        raise ValueError(f"a truth is a finite image (C, H, W) in [{low:g}, {high:g}]; got shape {known.shape}")
+
+    def statistic(images: np.ndarray) -> np.ndarray:
+        if images.shape[-3:] != known.shape:
+            raise ValueError(f"the truth has shape {known.shape}; got images {images.shape[-3:]}")
+        lead = images.shape[:-3]
+        return metric(np.ascontiguousarray(images, np.float64).reshape(-1, *known.shape), known).reshape(lead)
+
+    statistic.__name__ = name
+    return statistic

@@ -1,0 +1,1 @@
+"""Generators: every kind of model behind one contract, noise in and images out."""

@@ -1,0 +1,80 @@
+"""Any callable as a generator: a function, a network, one call of somebody else's sampler.
+
+What it draws while it runs is its step noise, and comes from `draw` (see `antinb.draws`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from antinb import checks
+from antinb.models.draws import StepNoise, supply
+from antinb.models.generator import check_noise
+from antinb.models.networks import module_hash
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`; one network call an image.
+
+    What it draws itself is step noise: see `antinb.draws` for the draws that are understood.
+
+    Raises:
+        ValueError: if the shape is not of positive integers, or the function returns no such images.
+    """
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    shape: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
+    evaluations: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that is none."""
+        object.__setattr__(self, "shape", checks.shape(self.shape))
+
+    @torch.no_grad()
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return `function(noise)`, or `function(noise, condition)` where a condition is given."""
+        check_noise(noise, self.shape)
+        arguments = [noise] if condition is None else [noise, condition]
+        if condition is not None and not self._takes(*arguments):
+            raise ValueError(f"{self.describe()['model']} takes no condition; got {condition.tolist()}")
+        with supply(len(noise), draw, itertools.count(1)) as mode:
+            images = self.function(*(argument.to(self.device) for argument in arguments))
+        mode.finish()
+        if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
+            found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
+            raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
+        return images
+
+    def _takes(self, *arguments: torch.Tensor) -> bool:
+        try:
+            inspect.signature(self.function).bind(*arguments)
+        except (TypeError, ValueError):  # another signature, or a builtin that has none
+            return False
+        return True
+
+    def describe(self) -> dict[str, object]:
+        """Return what the function is called, the weights of a module, shape and network calls, for the record.
+
+        What a function remembers besides, in a closure or in globals, is not recorded.
+        """
+        record = {"model": _name(self.function), "shape": list(self.shape), "evaluations": self.evaluations}
+        if isinstance(self.function, nn.Module):
+            record["network_sha256"] = module_hash(self.function)
+        return record | {"clip_image": False}
+
+
+def _name(function: Callable) -> str:
+    if isinstance(function, functools.partial):
+        return f"{_name(function.func)} with {function.args!r}, {function.keywords!r}"
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"

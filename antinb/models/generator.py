@@ -1,0 +1,175 @@
+"""Noise to images behind one contract, whatever the model.
+
+A generator has `shape`, the shape of one noise `(C, H, W)`, and `evaluations`, its network calls
+for one image. `generate(noise (B, *shape), draw=None, condition=None)` returns images `(B, C, H, W)`:
+-1 is black, 1 is white. A stochastic sampler takes its step noise from `draw(stream, shape)`, streams
+1, 2, ... in order, `(B, *shape)` each: the images are a function of the noise alone. `describe()`
+says what it is, for the record.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import ClassVar, Protocol, Self
+
+import torch
+
+from antinb import checks
+from antinb.models.draws import StepNoise
+
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Generator(Protocol):
+    """What `antinb.sample` asks of a generator."""
+
+    shape: tuple[int, ...]
+    evaluations: int
+
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the images of the noise, `(B, *shape)` to `(B, C, H, W)`."""
+
+    def describe(self) -> dict[str, object]:
+        """Return what determines the images, as values that JSON can hold."""
+
+
+def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse noise that is not `(B, *shape)`."""
+    if tuple(noise.shape[1:]) != shape:
+        raise ValueError(f"the generator takes noise (B, {', '.join(map(str, shape))}); got {tuple(noise.shape)}")
+
+
+class Integrator(ABC):
+    """A generator that calls `network` step after step, with guidance twice; its subclasses are dataclasses.
+
+    With guidance g the output is `f_null + g (f_condition - f_null)` (arXiv 2207.12598, with `g = 1 + w`).
+    """
+
+    settings: ClassVar[tuple[str, ...]]
+    network: Network
+    shape: tuple[int, ...]
+    like: torch.Tensor
+    steps: int
+    scheduler: str
+    guidance: float
+    null: int | None
+    compile: bool
+    identity: Mapping[str, object]
+
+    @abstractmethod
+    def _run(
+        self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None, first: int = 0
+    ) -> Iterator[Step]:
+        """Yield the state, the predicted noise and the next state of each step from `first` on."""
+
+    @property
+    def calls(self) -> int:
+        """Network calls for one output: two with guidance."""
+        return 1 if self.guidance == 1 else 2
+
+    def with_(self, **settings: object) -> Self:
+        """Return the same network with other values of its `settings`; None keeps what is.
+
+        Raises:
+            ValueError: for another setting, or one out of its range.
+        """
+        unknown = set(settings) - set(self.settings)
+        if unknown:
+            raise ValueError(f"a {type(self).__name__} has no setting {min(unknown)!r}")
+        return replace(self, **{key: value for key, value in settings.items() if value is not None})
+
+    def generate(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the images of the noise, `(B, C, H, W)` to the same, unclipped.
+
+        Raises:
+            ValueError: if the noise or the network's output has another shape, the condition is none of the
+                network's, or a stochastic sampler is given no `draw`.
+        """
+        return self.resume(noise, 0, draw=draw, condition=condition)
+
+    def resume(
+        self,
+        states: torch.Tensor,
+        first: int,
+        *,
+        draw: StepNoise | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the images that the steps from number `first` on, counted from 0, make of the states before them.
+
+        Streams of step noise are counted from 1 again.
+
+        Raises:
+            ValueError: as `generate`, or if there is no such step.
+        """
+        checks.integer("the first step", first, 0, self.steps - 1)
+        for *_, following in self._run(states, draw, condition, first):
+            images = following
+        return images
+
+    def trajectory(
+        self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the images and, `(B, steps, C, H, W)` each, the `state` before each step and its `predicted_noise`.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        states, predicted, following = zip(*self._run(noise, draw, condition), strict=True)
+        return following[-1], {"state": torch.stack(states, 1), "predicted_noise": torch.stack(predicted, 1)}
+
+    def _check(self, most: int) -> None:
+        """Refuse impossible settings: `steps` from 1 to `most`, `guidance` and `compile`."""
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= most:
+            raise ValueError(f"steps must be an integer from 1 to {most}; got {self.steps!r}")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile must be True or False; got {self.compile!r}")
+        checks.number("guidance", self.guidance, 0, 1e6)
+        if self.guidance != 1 and self.null is None:
+            raise ValueError(f"guidance needs a conditional model with a null class; got guidance={self.guidance!r}")
+
+    def _guided(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """Return the network's output, with guidance extrapolated from that of the null class."""
+        if self.guidance == 1:
+            return self._output(x, t, condition)
+        if condition is None:
+            raise ValueError(f"guidance needs a condition; got None with guidance={self.guidance!r}")
+        classes = torch.cat([condition, torch.full_like(condition, self.null)])
+        towards, free = self._output(torch.cat([x, x]), t, classes).chunk(2)
+        return free + self.guidance * (towards - free)
+
+    def _output(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        output = self._compiled(x.to(self.like), torch.as_tensor(t, device=x.device), condition)
+        if output.shape != x.shape:
+            raise ValueError(f"the network must return the shape {tuple(x.shape)}; got {tuple(output.shape)}")
+        return output.to(x.dtype)
+
+    def _start(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return the noise where the network is; states and images of a half-precision network stay in single."""
+        return noise.to(self.like.device, torch.promote_types(self.like.dtype, torch.float32))
+
+    @cached_property
+    def _compiled(self) -> Network:
+        return torch.compile(self.network, options={"freezing": True}) if self.compile else self.network
+
+    def _record(self) -> dict[str, object]:
+        """Return what every integrator has to say of itself."""
+        return {
+            **self.identity,
+            "shape": list(self.shape),
+            "scheduler": self.scheduler,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "evaluations": self.evaluations,
+            "clip_image": False,
+            "dtype": str(self.like.dtype).removeprefix("torch."),
+            "compile": self.compile,
+        }

@@ -1,0 +1,70 @@
+"""The networks of diffusers behind the one signature that generators call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+
+CLASSES = {cls.__name__: cls for cls in (UNet2DModel, DiTTransformer2DModel)}
+
+
+def noise_shape(network: UNet2DModel | DiTTransformer2DModel) -> tuple[int, ...]:
+    """Return the `(C, H, W)` that the network takes."""
+    size = network.config.sample_size
+    return (network.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+
+def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> dict[str, object]:
+    """Return what a generator takes of a network, put in evaluation mode, by the names of its attributes.
+
+    The null class of guidance is the last class of a conditional UNet, and the one after the last of a transformer.
+
+    Raises:
+        ValueError: if the network does not return as many channels as it takes.
+    """
+    settings = network.config
+    taken, returned = settings.in_channels, settings.out_channels
+    if returned not in (taken, None):
+        raise ValueError(f"the network must return its {taken} channels; got {returned}")
+    if isinstance(network, UNet2DModel):
+        classes = settings.num_class_embeds
+    else:
+        classes = settings.num_embeds_ada_norm + 1
+    network.eval()
+
+    def call(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        if (classes is None) != (condition is None):
+            raise ValueError(f"the model {'takes no' if classes is None else 'needs'} condition; got {condition!r}")
+        if condition is not None and not 0 <= condition.min() <= condition.max() < classes:
+            raise ValueError(f"the model has classes 0 to {classes - 1}; got {condition.tolist()}")
+        labels = condition if condition is None else condition.to(x.device)
+        return network(x, t.expand(len(x)), class_labels=labels).sample
+
+    return {
+        "network": call,
+        "shape": noise_shape(network),
+        "like": next(network.parameters()),
+        "null": None if classes is None else classes - 1,
+        "identity": identity | {"network_sha256": module_hash(network)},
+    }
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor], about: object = None) -> str:
+    """Return the sha256 of named tensors and of what describes them."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def module_hash(module: torch.nn.Module) -> str:
+    """Return the sha256 of a network's class, layers, configuration (where it has one) and weights."""
+    config = getattr(module, "config", {})
+    if isinstance(config, Mapping):
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+    return tensors_hash(module.state_dict(), [repr(module), config])

@@ -1,0 +1,1 @@
+"""Reporting: figures, claims and notebooks, without torch."""

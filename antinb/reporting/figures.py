@@ -1,0 +1,164 @@
+"""Drawings of runs and results: each takes data and an `ax`, returns the `ax`, and computes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+
+from antinb import dataset
+
+PALETTE = {"PN": "#c8553d", "RR": "#4a6fa5"}
+
+
+def image_grid(images: xr.DataArray, *, rows: list[str], ax: Axes | None = None) -> Axes:
+    """Draw images `(column, row, channel, y, x)` as a contact sheet with one label a row.
+
+    Values are clipped to the range in the attrs, black to white; a run's `image` can be passed as
+    it is: its units become columns, its members rows.
+
+    Raises:
+        ValueError: if there is not one label a row, or there are neither 1 nor 3 channels.
+    """
+    columns, count, channels, height, width = images.shape
+    if len(rows) != count or channels not in (1, 3):
+        found = f"{len(rows)} labels, {channels} channels"
+        raise ValueError(f"a grid needs {count} row labels and 1 or 3 channels; got {found}")
+    low, high = json.loads(images.attrs["range"])
+    sheet = np.ones((count * (height + 1) - 1, columns * (width + 1) - 1, channels))
+    for column, row in np.ndindex(columns, count):
+        top, left = row * (height + 1), column * (width + 1)
+        pixels = dataset.scaled(images.values[column, row], low, high)
+        sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(0.8 * columns + 1, 0.8 * count * height / width), layout="constrained")
+    ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_yticks(np.arange(count) * (height + 1) + height / 2, rows)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
+
+def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the densities of `correlation.histogram`, columns `pairs` (PN, RR), `left`, `right`, `density`."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    for kind, part in table.groupby("pairs"):
+        edges = [*part["left"], part["right"].iloc[-1]]
+        ax.stairs(part["density"], edges, color=PALETTE[kind], fill=True, alpha=0.35)
+        ax.stairs(part["density"], edges, color=PALETTE[kind], label=kind)
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set(xlim=(-1, 1), xlabel="correlation", ylabel="density")
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return ax
+
+
+def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax: Axes | None = None) -> Axes:
+    """Draw a map `(y, x)` on a scale between two limits, diverging if they have 0 between them; NaN is hatched."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.6, 3), layout="constrained")
+    ax.patch.set(hatch="////", edgecolor="0.75")
+    low, high = limits
+    colours = "RdBu_r" if low < 0 < high else "mako"
+    drawn = ax.imshow(values.values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = None) -> Axes:
+    """Draw `estimate` with `low` and `high` for each row, one line a `label`, coloured by `pairs`."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
+    places = {name: place for place, name in enumerate(table[label].unique())}
+    for (pairs, centred), part in table.groupby(["pairs", "centred"]):
+        place = part[label].map(places) + (0.12 if pairs == "RR" else -0.12)
+        error = np.abs(part[["low", "high"]].sub(part["estimate"], axis=0)).to_numpy().T
+        ax.errorbar(
+            part["estimate"],
+            place,
+            xerr=error,
+            fmt="o" if centred else "s",
+            color=PALETTE[pairs],
+            markerfacecolor=PALETTE[pairs] if centred else "white",
+            label=f"{pairs}, {'centred' if centred else 'standard'}",
+        )
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set_yticks(list(places.values()), list(places))
+    ax.set_ylim(len(places) - 0.5, -0.5)
+    ax.set_xlim(-1, 1)
+    ax.set_xlabel("correlation")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def forest(table: pd.DataFrame, *, label: str, hue: str, ax: Axes | None = None) -> Axes:
+    """Draw `estimate` with `low` and `high` for each row, one line a `label`, a colour and a place on it a `hue`."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
+    places = {name: place for place, name in enumerate(table[label].unique())}
+    groups = table.groupby(hue, sort=False)
+    shifts = np.linspace(-0.3, 0.3, 2 * len(groups) + 1)[1::2]
+    for (name, part), shift, color in zip(groups, shifts, sns.color_palette("dark", len(groups)), strict=True):
+        error = np.abs(part[["low", "high"]].sub(part["estimate"], axis=0)).to_numpy().T
+        place = part[label].map(places) + shift
+        ax.errorbar(part["estimate"], place, xerr=error, fmt="o", markersize=4, color=color, label=str(name))
+    ax.set_yticks(list(places.values()), list(places))
+    ax.set_ylim(len(places) - 0.5, -0.5)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def bands(table: pd.DataFrame, *, x: str, hue: str, ax: Axes | None = None) -> Axes:
+    """Draw `estimate` by the column `x` with a band from `low` to `high`, a line a `hue`."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
+    groups = table.groupby(hue, sort=False)
+    for (name, part), color in zip(groups, sns.color_palette("dark", len(groups)), strict=True):
+        place = part[x].astype(float)
+        ax.plot(place, part["estimate"], marker=".", color=color, label=str(name).replace("_", " "))
+        ax.fill_between(place, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+    ax.set_xlabel(x)
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return ax
+
+
+def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
+    ax = bands(table.sort_values("variable", kind="stable"), x="step", hue="variable", ax=ax)
+    ax.axhline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set(xlabel="steps done", ylabel="correlation", ylim=(-1.05, 0.5))
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def by_timestep(table: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axes:
+    """Draw `estimate` by timestep with a band from `low` to `high`, a line a `hue`: noise left, data right."""
+    ax = bands(table, x="timestep", hue=hue, ax=ax)
+    ax.xaxis.set_inverted(True)
+    return ax
+
+
+def slices(values: xr.DataArray, *, ax: Axes | None = None) -> Axes:
+    """Draw slices `(direction, coordinate, s)` of `symmetry.slices`, each less its value at s = 0."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3, 2.6), layout="constrained")
+    centred = values - values.sel(s=0, method="nearest")
+    for lines, color in zip(centred, sns.color_palette("crest", len(centred)), strict=True):
+        ax.plot(values["s"], lines.values.T, color=color, linewidth=0.8, alpha=0.8)
+    ax.axhline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax.set(xlim=(-1, 1), xlabel="s", ylabel="predicted noise")
+    sns.despine(ax=ax)
+    return ax

@@ -1,0 +1,104 @@
+"""Statistics against values worked out by hand."""
+
+import json
+
+import dask.array
+import numpy as np
+import pytest
+import xarray as xr
+
+from antinb import dataset, statistics
+
+
+def run_of(images):
+    return dataset.build({"image": images}, {})
+
+
+def test_values_by_hand():
+    image = np.zeros((1, 2, 4))
+    image[0, :, 3] = 1
+    assert statistics.pixel_mean(image) == statistics.brightness(image) == 0.25
+    assert statistics.contrast(image) == pytest.approx(np.sqrt(0.25 * 0.75))
+    assert (statistics.centroid_x(image), statistics.centroid_y(image)) == (3, 0.5)
+
+
+def test_luma_weighs_the_channels():
+    red, green, blue = np.eye(3)[..., None, None] * np.ones((3, 2, 2))
+    assert [statistics.brightness(colour) for colour in (red, green, blue)] == pytest.approx([0.299, 0.587, 0.114])
+    assert statistics.pixel_mean(green) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="got 4"):
+        statistics.brightness(np.zeros((4, 2, 2)))
+
+
+def test_centroid_of_a_black_image_is_undefined():
+    values = statistics.centroid_x(np.stack([np.zeros((1, 3, 3)), np.ones((1, 3, 3))]))
+    assert np.isnan(values[0])
+    assert values[1] == 1
+
+
+def test_events_count_shares_and_keep_nan():
+    images = np.array([0.1, 0.5, 0.9])[:, None, None, None] * np.ones((1, 2, 2))
+    assert statistics.event(statistics.brightness, above=0.4)(images).tolist() == [0, 1, 1]
+    dark = statistics.event(statistics.centroid_x, above=0.4)
+    assert np.isnan(dark(np.zeros((1, 2, 2))))
+    assert dark.__name__ == "centroid_x > 0.4"
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_measure_clips_to_the_range_and_labels_its_axes(lazy):
+    images = np.full((5, 2, 1, 3, 3), -1, np.float32)
+    images[:, 1] = 3
+    images[2, 0] = 0
+    run = run_of(dask.array.from_array(images, chunks=(2, 2, 1, 3, 3)) if lazy else images)
+    values = statistics.measure(run, statistics.brightness, statistics.contrast)
+    assert values.dims == ("statistic", "unit", "member")
+    assert values.sel(statistic="brightness").values.tolist() == [[0, 1], [0, 1], [0.5, 1], [0, 1], [0, 1]]
+    assert not values.sel(statistic="contrast").any()
+
+
+def test_a_callable_must_return_one_value_an_image():
+    run = run_of(np.zeros((4, 1, 1, 3, 3), np.float32))
+    with pytest.raises(ValueError, match=r"mean_row.*\(4, 1\)"):
+        statistics.measure(run, mean_row)
+    with pytest.raises(ValueError, match="at least one"):
+        statistics.measure(run)
+
+
+def mean_row(images):
+    return images.mean(-2)
+
+
+def test_range_is_read_from_the_run():
+    run = run_of(np.full((4, 1, 1, 3, 3), 0.5, np.float32))
+    assert json.loads(run["image"].attrs["range"]) == [-1, 1]
+    assert statistics.measure(run, statistics.pixel_mean).values == pytest.approx(0.75)
+
+
+def table_of(values, seed=0, **attrs):
+    """Return measured values `(unit, member)` of one statistic, as `measure` does."""
+    about = {"design": {"name": "antithetic"}, "evaluations": 3, "seed": seed} | attrs
+    array = xr.DataArray(values[None], dims=("statistic", "unit", "member"), coords={"statistic": ["s"]})
+    return array.assign_attrs({key: json.dumps(value) for key, value in about.items()})
+
+
+def test_pooled_runs_have_the_mean_variance_of_their_units():
+    random = np.random.default_rng(0)
+    tables = [random.normal(place, spread, (12, 2)) for place, spread in ((0, 1), (100, 5), (-7, 2))]
+    together = statistics.pooled([table_of(table) for table in tables])
+    expected = np.mean([table.mean(1).var(ddof=1) for table in tables])
+    assert together.shape == (1, 36, 2)
+    assert together.mean(("unit", "member")).item() == pytest.approx(0, abs=1e-12)
+    assert together.mean("member").values.var(ddof=1) == pytest.approx(expected, rel=1e-12)
+    assert dataset.evaluations(together) == 3 * 36 * 2
+
+
+def test_runs_of_another_form_are_not_pooled():
+    table = table_of(np.arange(8.0).reshape(4, 2))
+    others = (table[:, :3], table[..., :1], table_of(table[0].values, design={"name": "partial"}))
+    for other in others:
+        with pytest.raises(ValueError, match="one form"):
+            statistics.pooled([table, other])
+    with pytest.raises(ValueError, match="at least two units"):
+        statistics.pooled([table[:, :1]])
+    with pytest.raises(ValueError, match="one form"):
+        statistics.pooled([])

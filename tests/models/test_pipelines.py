@@ -1,0 +1,188 @@
+"""Programs of others, unchanged: whole pipelines of diffusers and plain functions that draw."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+)
+from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
+
+import antinb
+from antinb import draws, noise
+from antinb.models import diffusion
+from antinb.zoo import pipelines
+
+DESIGN = noise.antithetic(4)
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.eval()
+    return pipeline
+
+
+@pytest.fixture
+def ddpm():
+    return quiet(DDPMPipeline(tiny_unet(), DDPMScheduler(1000)))
+
+
+@pytest.fixture
+def ddim():
+    return quiet(DDIMPipeline(tiny_unet(), DDIMScheduler(1000)))
+
+
+@pytest.fixture
+def consistency():
+    return quiet(ConsistencyModelPipeline(tiny_unet(3), CMStochasticIterativeScheduler(num_train_timesteps=40)))
+
+
+def pixels(run):
+    images = run["image"].values
+    return ((images.reshape(-1, *images.shape[2:]) + 1) / 2).clip(0, 1)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddim"])
+def test_an_unchanged_pipeline_follows_the_design(kind, request):
+    """Draws inside the pipeline, the pipeline as a generator, and antinb's own loop give the same pixels."""
+    pipeline = request.getfixturevalue(kind)
+    options, own = ({}, {"scheduler": "ddpm"}) if kind == "ddpm" else ({"eta": 1.0}, {"eta": 1.0})
+    with draws.using(DESIGN, seed=2, network=pipeline.unet):
+        inside = pipeline(batch_size=8, num_inference_steps=6, output_type="np", **options).images
+    loop = diffusion.from_network(pipeline.unet, pipeline.scheduler.config).with_(steps=6, **own)
+    runs = [
+        antinb.sample(generator, DESIGN, seed=2, progress=False, batch=8)
+        for generator in (antinb.load(pipeline, steps=6, **options), loop)
+    ]
+    for run in runs:
+        np.testing.assert_allclose(pixels(run), inside.transpose(0, 3, 1, 2), atol=2e-5)
+    assert np.ptp(inside) > 0.5
+
+
+def test_all_noise_is_negated_and_the_start_alone_is_not_enough():
+    """For one Gaussian the stochastic sampler is affine: all noise negated, pairs are mirrored exactly."""
+    generator = diffusion.from_mixture(random_mixture(components=1), SHAPE, LINEAR).with_(steps=20, scheduler="ddpm")
+    whole = antinb.sample(generator, noise.antithetic(30), seed=0, progress=False)["image"].astype(float)
+    start = antinb.sample(generator, noise.antithetic(30, start_only=True), seed=0, progress=False)["image"].astype(
+        float
+    )
+    np.testing.assert_array_equal(whole[:, 0], start[:, 0])
+    centre = whole.mean("member")
+    np.testing.assert_allclose(centre, np.broadcast_to(centre[0], centre.shape), atol=1e-5)
+    shared = start.mean("member") - centre
+    assert (shared.var() / (whole - centre).var()).item() > 0.3
+
+
+def test_latents_and_step_noise_of_a_consistency_model(consistency):
+    run = antinb.sample(antinb.load(consistency, steps=3), DESIGN, seed=2, progress=False, batch=8)
+    streams = [torch.from_numpy(DESIGN.draw((3, 8, 8), seed=2, stream=k)).flatten(0, 1) for k in range(3)]
+    scheduler = consistency.scheduler
+    scheduler.set_timesteps(3)
+    x, rest = streams[0] * scheduler.init_noise_sigma, iter(streams[1:])
+    sigmas = scheduler.sigmas
+    with torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            skip, out = scheduler.get_scalings_for_boundary_condition(sigmas[step])
+            scaled = x / (sigmas[step] ** 2 + scheduler.config.sigma_data**2) ** 0.5
+            x = (out * consistency.unet(scaled, t).sample + skip * x).clamp(-1, 1)
+            following = sigmas[step + 1].clamp(scheduler.config.sigma_min, scheduler.config.sigma_max)
+            if step < 2:
+                x = x + (following**2 - scheduler.config.sigma_min**2) ** 0.5 * next(rest)
+    np.testing.assert_allclose(pixels(run), (x.numpy() / 2 + 0.5).clip(0, 1), atol=2e-5)
+
+
+def noisy(z):
+    return z + torch.randn_like(z) * 0.5
+
+
+def test_what_a_function_draws_is_step_noise():
+    run = antinb.sample(antinb.load(noisy, shape=SHAPE), DESIGN, seed=1, progress=False, batch=3)
+    expected = DESIGN.draw(SHAPE, seed=1) + 0.5 * DESIGN.draw(SHAPE, seed=1, stream=1)
+    np.testing.assert_allclose(run["image"], expected, atol=1e-6)
+    np.testing.assert_allclose(run["image"][:, 0], -run["image"][:, 1], atol=1e-6)
+    with pytest.raises(ValueError, match="draw="):
+        antinb.load(noisy, shape=SHAPE).generate(torch.zeros(2, *SHAPE))
+    with pytest.raises(ValueError, match=r"2 rows.*\(5,\)"):
+        antinb.load(lambda z: z + torch.randn(5).mean(), shape=SHAPE).generate(torch.zeros(2, *SHAPE))
+
+
+def test_the_record_names_pipeline_weights_and_scheduler(ddpm, ddim):
+    record = antinb.load(ddim, steps=6, eta=0.5).describe()
+    assert (record["model"], record["scheduler"], record["options"]) == ("DDIMPipeline", "DDIMScheduler", {"eta": 0.5})
+    assert record["evaluations"] == 6
+    generator = antinb.load(ddpm, steps=6)
+    before = generator.describe()["networks_sha256"]
+    assert before == record["networks_sha256"]
+    with torch.no_grad():
+        next(ddpm.unet.parameters()).add_(1)
+    assert generator.describe()["networks_sha256"] != before
+
+
+def test_what_a_pipeline_does_not_take_is_refused(ddpm):
+    for options, message in (({"eta": 0.5}, "eta="), ({"guidance": 2.0}, "guidance="), ({"shape": SHAPE}, "shape=")):
+        with pytest.raises(ValueError, match=message):
+            antinb.load(ddpm, **options)
+    for call, message in (
+        (lambda: antinb.load(ddpm, steps=0), "steps"),
+        (lambda: pipelines.Pipeline(ddpm, options={"num_inference_steps": 7}), "num_inference_steps"),
+        (lambda: pipelines.Pipeline(ddpm, options={"stride": 7}), "stride"),
+        (lambda: antinb.load(ddpm, steps=1).generate(torch.zeros(1, *SHAPE), condition=torch.tensor([1])), "condition"),
+        (lambda: pipelines.Pipeline(ddpm, options={"generator": 7}), "generator"),
+        (lambda: antinb.load(ddpm, options={"eta": 1.0}), "eta"),
+        (lambda: antinb.load(ddpm, prompts=["a"]), "prompts="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    ddpm.unet.train()
+    with pytest.raises(ValueError, match="UNet2DModel is in training mode"):
+        antinb.load(ddpm, steps=2).generate(torch.zeros(2, *SHAPE))
+
+
+def test_a_pipeline_that_changes_the_start_is_refused(ddpm, monkeypatch):
+    from diffusers.pipelines.ddpm import pipeline_ddpm
+
+    def by_numpy(shape, **_):
+        return torch.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+
+    found = antinb.load(ddpm, steps=2)
+    assert found.shape == SHAPE
+    monkeypatch.setattr(pipeline_ddpm, "randn_tensor", by_numpy)
+    with pytest.raises(ValueError, match="not the design's noise"):
+        found.generate(torch.randn(2, *SHAPE))
+    with pytest.raises(ValueError, match="DDPMPipeline cannot be paired: it draws no noise"):
+        antinb.load(ddpm, steps=2).generate(torch.randn(2, *SHAPE))
+
+
+class OfImages(DDPMPipeline):
+    def __call__(self, num_videos_per_prompt=1, num_inference_steps=2, output_type="np"):
+        frames = super().__call__(
+            num_videos_per_prompt, num_inference_steps=num_inference_steps, output_type=output_type
+        )
+        return (frames.images[:, None].repeat(3, 1),)
+
+
+def test_frames_lie_below_each_other_and_a_batch_needs_no_prompt(ddpm):
+    generator = antinb.load(quiet(OfImages(ddpm.unet, ddpm.scheduler)), steps=2)
+    assert generator.shape == SHAPE
+    z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    given = {"draw": lambda stream, shape: torch.full((3, *shape), 1.0 * stream)}
+    images = antinb.load(ddpm, steps=2).generate(z, **given)
+    torch.testing.assert_close(generator.generate(z, **given), images.repeat(1, 1, 3, 1))
+
+
+class Uneven(DDPMPipeline):
+    def __call__(self, batch_size=1, num_inference_steps=2, output_type="np"):
+        steps = num_inference_steps + (batch_size == 2)
+        return super().__call__(batch_size=batch_size, num_inference_steps=steps, output_type=output_type)
+
+
+def test_calls_are_counted_and_must_not_depend_on_the_batch():
+    generator = antinb.load(quiet(Uneven(tiny_unet(), DDPMScheduler(1000))), steps=3)
+    assert generator.evaluations == 3
+    with pytest.raises(ValueError, match="4 times an image, and 3 before"):
+        generator.generate(torch.randn(2, *SHAPE), draw=lambda _, shape: torch.zeros(2, *shape))
