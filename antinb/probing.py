@@ -115,7 +115,7 @@ class Probe:
         """
         states = self._directions(directions)
         values, calls = self._measure([("origin", 0 * states)], states, progress)
-        return self._dataset(values, self._evaluations(calls, directions), self.along).isel(centre=0, drop=True)
+        return self._dataset(values, self._evaluations(calls, len(states)), self.along).isel(centre=0, drop=True)
 
     def slices(self, *, directions: int = 4) -> xr.DataArray:
         """Return the slices that `score` measures, `eps_t(s x)_i` by `(timestep, direction, coordinate, s)`."""
@@ -142,7 +142,7 @@ class Probe:
         pair = self.states(noise.antithetic(checks.integer("directions", directions, 1)))
         middle, half = pair.mean(1), (pair[:, 0] - pair[:, 1]) / 2
         values, calls = self._measure([("origin", 0 * middle), ("midpoint", middle)], half, progress)
-        data = self._dataset(values, self._evaluations(calls, 2 * directions), "half-difference of pairs")
+        data = self._dataset(values, self._evaluations(calls, 2 * len(pair)), "half-difference of pairs")
         for name, part in (("midpoint_rms", middle), ("half_difference_rms", half)):
             root = np.sqrt((part**2).reshape(*part.shape[:2], -1).mean(-1))
             data[name] = (("timestep", "direction"), root.T)
