@@ -1,5 +1,6 @@
-"""Small models and shapes that several tests share."""
+"""Small models, shapes and a notebook that several tests share."""
 
+import nbformat
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 
@@ -7,6 +8,22 @@ from antinb import exact
 
 SHAPE = (1, 8, 8)
 LINEAR = dict(DDIMScheduler(1000, clip_sample=False).config)
+
+PARAMETERS = """\
+from typing import Optional
+profile: str = "full"  # smoke or full
+pairs: Optional[int] = None  # number of pairs
+scale: float = 1.0  # any float
+low: float = -2.0  # of the claim
+out_dir: str = "out"  # results
+"""
+ROW = "estimate=-1.0, low=low, high=-0.5"
+BODY = f"""\
+from antinb import report
+book = report.open(out_dir, "tiny", dict(profile=profile, pairs=pairs))
+book.claim("99.a", "a claim", dict({ROW}), "<0")
+import os; print(os.path.abspath("x"), 7 * scale)
+"""
 
 
 def random_mixture(components=3, dimension=64, rank=4, seed=0, dtype=torch.float32):
@@ -45,3 +62,9 @@ def tiny_autoencoder(**options):
     torch.manual_seed(0)
     settings = {"block_out_channels": (4,), "norm_num_groups": 2, "latent_channels": 1, "scaling_factor": 0.5}
     return AutoencoderKL(1, 1, **settings | {"mid_block_add_attention": False} | options)
+
+
+def write(body, name="tiny.ipynb"):
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), name)

@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import BODY, ROW, write
 from PIL import Image
 
 from antinb import dataset, noise, zoo
@@ -18,32 +19,12 @@ from antinb.cli import main
 from antinb.reporting import notebooks
 
 COMMITTED = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-PARAMETERS = """\
-from typing import Optional
-profile: str = "full"  # smoke or full
-pairs: Optional[int] = None  # number of pairs
-scale: float = 1.0  # any float
-low: float = -2.0  # of the claim
-out_dir: str = "out"  # results
-"""
-BODY = """\
-from antinb import report
-book = report.open(out_dir, "tiny", {"profile": profile, "pairs": pairs})
-book.claim("99.a", "a claim", -1.0, low, -0.5, "<0")
-import os; print(os.path.abspath("x"), 7 * scale)
-"""
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def write(body, name="tiny.ipynb"):
-    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), name)
 
 
 def run(*arguments):
@@ -71,7 +52,7 @@ def test_a_run_leaves_its_results_in_one_folder(workplace):
 def test_the_exit_code_says_what_became_of_the_claims(workplace, low, estimate, profile, code):
     """Holds: 0. Refuted: 1. Undecided: 1 at the full profile only."""
     high = {-1.0: -0.5, 1.0: 1.5, -0.5: 0.5}[estimate]
-    write(BODY.replace("-1.0, low, -0.5", f"{estimate}, {estimate - 0.5}, {high}"))
+    write(BODY.replace(ROW, f"estimate={estimate}, low={estimate - 0.5}, high={high}"))
     assert run("run", "tiny.ipynb", "-p", "profile", profile).exit_code == code
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 import xarray as xr
 from click.testing import CliRunner
-from helpers import LINEAR, SHAPE, random_mixture
+from helpers import BODY, LINEAR, SHAPE, random_mixture, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_cli import BODY, write
 
 import antinb
 from antinb import correlation, dataset, noise

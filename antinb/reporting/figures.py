@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +11,9 @@ import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from antinb import dataset
 
@@ -53,7 +57,7 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         edges = [*part["left"], part["right"].iloc[-1]]
         ax.stairs(part["density"], edges, color=PALETTE[kind], fill=True, alpha=0.35)
         ax.stairs(part["density"], edges, color=PALETTE[kind], label=kind)
-    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    _references(ax.axvline, 0)
     ax.set(xlim=(-1, 1), xlabel="correlation", ylabel="density")
     ax.legend(frameon=False)
     sns.despine(ax=ax)
@@ -91,7 +95,7 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
             markerfacecolor=PALETTE[pairs] if centred else "white",
             label=f"{pairs}, {'centred' if centred else 'standard'}",
         )
-    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    _references(ax.axvline, 0)
     ax.set_yticks(list(places.values()), list(places))
     ax.set_ylim(len(places) - 0.5, -0.5)
     ax.set_xlim(-1, 1)
@@ -101,49 +105,141 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
     return ax
 
 
-def forest(table: pd.DataFrame, *, label: str, hue: str, ax: Axes | None = None) -> Axes:
-    """Draw `estimate` with `low` and `high` for each row, one line a `label`, a colour and a place on it a `hue`."""
+def forest(
+    table: pd.DataFrame,
+    *,
+    label: str,
+    hue: str | None = None,
+    at: float | Sequence[float] = (),
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw `estimate` with `low` and `high` for each row, one line a `label`, a colour and a place on it a `hue`.
+
+    Args:
+        table: rows of results.
+        label: the column that names the lines.
+        hue: the column that names the colours; the legend says what they mean if there are several.
+        at: where dashed reference lines stand.
+        log: whether the axis of the estimates is logarithmic.
+        ax: where to draw; None makes a figure.
+    """
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
     places = {name: place for place, name in enumerate(table[label].unique())}
-    groups = table.groupby(hue, sort=False)
+    groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
     shifts = np.linspace(-0.3, 0.3, 2 * len(groups) + 1)[1::2]
     for (name, part), shift, color in zip(groups, shifts, sns.color_palette("dark", len(groups)), strict=True):
         error = np.abs(part[["low", "high"]].sub(part["estimate"], axis=0)).to_numpy().T
         place = part[label].map(places) + shift
         ax.errorbar(part["estimate"], place, xerr=error, fmt="o", markersize=4, color=color, label=str(name))
+    _references(ax.axvline, at)
+    if log:
+        _plain_log(ax.xaxis)
     ax.set_yticks(list(places.values()), list(places))
     ax.set_ylim(len(places) - 0.5, -0.5)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    if len(groups) > 1:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     sns.despine(ax=ax, left=True)
     return ax
 
 
-def bands(table: pd.DataFrame, *, x: str, hue: str, ax: Axes | None = None) -> Axes:
-    """Draw `estimate` by the column `x` with a band from `low` to `high`, a line a `hue`."""
+def bands(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    hue: str | None = None,
+    at: float | Sequence[float] = (),
+    log: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw `estimate` by the column `x` with a band from `low` to `high`, a line a `hue`.
+
+    Args:
+        table: rows of results.
+        x: the column along the horizontal axis.
+        hue: the column that names the lines; the legend says what they mean if there are several.
+        at: where dashed reference lines stand, across.
+        log: the logarithmic axes, of `"x"` (with its ticks where the points are), `"y"` and `"xy"`.
+        ax: where to draw; None makes a figure.
+    """
     if ax is None:
         _, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
-    groups = table.groupby(hue, sort=False)
+    groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
     for (name, part), color in zip(groups, sns.color_palette("dark", len(groups)), strict=True):
         place = part[x].astype(float)
         ax.plot(place, part["estimate"], marker=".", color=color, label=str(name).replace("_", " "))
         ax.fill_between(place, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+    _references(ax.axhline, at)
+    if "x" in log:
+        _plain_log(ax.xaxis, sorted(table[x].astype(float).unique()))
+    if "y" in log:
+        _plain_log(ax.yaxis)
     ax.set_xlabel(x)
-    ax.legend(frameon=False)
+    if len(groups) > 1:
+        ax.legend(frameon=False)
     sns.despine(ax=ax)
     return ax
 
 
+def facets(
+    table: pd.DataFrame,
+    draw: Callable[..., Axes],
+    *,
+    by: str,
+    size: tuple[float, float] = (10, 3),
+    rows: int = 1,
+    sharex: bool = False,
+    sharey: bool = False,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    **options: object,
+) -> Figure:
+    """Draw one panel for each value of the column `by`, which is its title; the legend stands by the last one.
+
+    Args:
+        table: rows of results.
+        draw: `forest`, `bands` or another function of this module.
+        by: the column that names the panels, in the order of the rows.
+        size: width and height of the figure in inches.
+        rows: rows of panels.
+        sharex: whether the panels have one horizontal scale.
+        sharey: whether the panels have one vertical scale.
+        xlabel: under the lowest panels; None keeps what `draw` says.
+        ylabel: beside the left ones.
+        options: for `draw`.
+    """
+    parts = list(table.groupby(by, sort=False))
+    grid = {"nrows": rows, "ncols": -(-len(parts) // rows), "squeeze": False, "layout": "constrained"}
+    fig, axes = plt.subplots(figsize=size, sharex=sharex, sharey=sharey, **grid)
+    for place, ax in enumerate(axes.flat):
+        if place >= len(parts):
+            ax.set_axis_off()
+            continue
+        name, part = parts[place]
+        draw(part, ax=ax, **options).set_title(str(name).replace("_", " "))
+        lowest, leftmost = place + axes.shape[1] >= len(parts), place % axes.shape[1] == 0
+        if xlabel is not None or not lowest:
+            ax.set_xlabel(xlabel or "" if lowest else "")
+        if ylabel is not None and leftmost:
+            ax.set_ylabel(ylabel)
+        legend = ax.get_legend()
+        if legend is not None and place < len(parts) - 1:
+            legend.remove()
+        elif legend is not None:
+            sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return fig
+
+
 def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
-    ax = bands(table.sort_values("variable", kind="stable"), x="step", hue="variable", ax=ax)
-    ax.axhline(0, color="0.4", linewidth=0.8, zorder=0)
+    ax = bands(table.sort_values("variable", kind="stable"), x="step", hue="variable", at=0, ax=ax)
     ax.set(xlabel="steps done", ylabel="correlation", ylim=(-1.05, 0.5))
     ax.legend(frameon=False, loc="upper left")
     return ax
 
 
-def by_timestep(table: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axes:
+def by_timestep(table: pd.DataFrame, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw `estimate` by timestep with a band from `low` to `high`, a line a `hue`: noise left, data right."""
     ax = bands(table, x="timestep", hue=hue, ax=ax)
     ax.xaxis.set_inverted(True)
@@ -151,14 +247,27 @@ def by_timestep(table: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axe
 
 
 def slices(values: xr.DataArray, *, ax: Axes | None = None) -> Axes:
-    """Draw slices `(direction, coordinate, s)` of `symmetry.slices`, each less its value at s = 0."""
+    """Draw slices `(direction, coordinate, s)` of `Probe.slices`, each less its value at s = 0."""
     if ax is None:
         _, ax = plt.subplots(figsize=(3, 2.6), layout="constrained")
     centred = values - values.sel(s=0, method="nearest")
     for lines, color in zip(centred, sns.color_palette("crest", len(centred)), strict=True):
         ax.plot(values["s"], lines.values.T, color=color, linewidth=0.8, alpha=0.8)
-    ax.axhline(0, color="0.4", linewidth=0.8, zorder=0)
-    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0)
+    _references(ax.axhline, 0)
+    _references(ax.axvline, 0)
     ax.set(xlim=(-1, 1), xlabel="s", ylabel="predicted noise")
     sns.despine(ax=ax)
     return ax
+
+
+def _references(line: Callable[..., object], at: float | Sequence[float]) -> None:
+    for value in np.atleast_1d(at):
+        line(value, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
+
+
+def _plain_log(axis: Axis, ticks: Sequence[float] | None = None) -> None:
+    """Make an axis logarithmic, with numbers such as 0.3, 1, 3 and 10 at its ticks."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 3)) if ticks is None else FixedLocator(ticks))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

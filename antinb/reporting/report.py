@@ -21,6 +21,7 @@ from antinb import dataset
 
 PROFILES = ("smoke", "full")
 LEVEL = 0.95
+ENDS = ("estimate", "low", "high")
 PACKAGES = ("antinb", "torch", "diffusers", "numpy", "scipy", "xarray", "matplotlib")
 FIGURE_ID = re.compile(r"fig-\d\d-\d+")
 RULE = re.compile(r"(?:(?P<side>[<>])\s*(?P<margin>[-+]?\d*\.?\d+))|within\s+(?P<width>\d*\.?\d+)")
@@ -105,28 +106,42 @@ class Report:
         self._figures[id] = {"id": id, "caption": caption, "files": files}
         self._write()
 
-    def claim(self, id: str, text: str, estimate: float, low: float, high: float, rule: str | None = None) -> None:  # noqa: A002
-        """Record a claim: an estimate with its 95% interval and the margin fixed for it beforehand.
+    def claim(
+        self,
+        id: str,  # noqa: A002
+        text: str,
+        row: Mapping[str, object] | pd.Series | pd.DataFrame,
+        rule: str | None = None,
+    ) -> None:
+        """Record a claim: a result with its 95% interval and the margin fixed for it beforehand.
 
         A claim made again under the same id, as when a cell is run again, takes the place of the first.
 
         Args:
             id: `"NN.subject.quantity"`, unique in the notebook.
             text: what is claimed, in words.
-            estimate: the estimate; NaN where there is none.
-            low: lower end of its 95% interval.
-            high: upper end of its 95% interval.
+            row: one row of a table of results, with `estimate, low, high`; NaN where there is no estimate.
             rule: `"<m"`, `">m"`, `"within m"` (between -m and m), or None for a description.
 
         Raises:
-            ValueError: if the rule has another form or the estimate lies outside its interval.
+            ValueError: if the rule has another form, the row is not one result with a 95% interval, or the
+                estimate lies outside its interval.
         """
         if rule is not None and not RULE.fullmatch(rule):
             raise ValueError(f"a rule is '<m', '>m', 'within m' or None; got {rule!r}")
+        if isinstance(row, pd.DataFrame):
+            if len(row) != 1:
+                raise ValueError(f"{id}: a claim is one row of results; got {len(row)}")
+            row = row.iloc[0]
+        missing = [name for name in ENDS if name not in row]
+        if missing:
+            raise ValueError(f"{id}: a claim takes a row with {', '.join(ENDS)}; it lacks {', '.join(missing)}")
+        if row.get("level", LEVEL) != LEVEL:
+            raise ValueError(f"{id}: claims are judged by {100 * LEVEL:g}% intervals; got level {row['level']}")
+        estimate, low, high = (float(row[name]) for name in ENDS)
         if not any(map(math.isnan, (estimate, low, high))) and not low <= estimate <= high:
-            raise ValueError(f"{id}: the estimate must lie in its interval; got {estimate} in [{low}, {high}]")
-        numbers = {"estimate": float(estimate), "low": float(low), "high": float(high)}
-        self._claims[id] = {"id": id, "text": text, **numbers, "rule": rule}
+            raise ValueError(f"{id}: the estimate must lie in its interval; got {estimate:g} in [{low:g}, {high:g}]")
+        self._claims[id] = {"id": id, "text": text, "estimate": estimate, "low": low, "high": high, "rule": rule}
         self._write()
 
     def claims(self) -> pd.DataFrame:
@@ -136,7 +151,7 @@ class Report:
     def _write(self) -> None:
         claims = judge(list(self._claims.values()))
         for claim in claims:
-            claim |= {key: None for key in ("estimate", "low", "high") if not math.isfinite(claim[key])}
+            claim |= {key: None for key in ENDS if not math.isfinite(claim[key])}
         manifest = {"figures": list(self._figures.values()), "claims": claims}
         (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
@@ -167,7 +182,7 @@ def judge(claims: list[dict]) -> list[dict]:
 def _p_value(claim: dict, beyond: bool) -> float:
     """Return the p-value against "not beyond the margin", or against "beyond" if `beyond` is false."""
     side, margin, width = RULE.fullmatch(claim["rule"]).group("side", "margin", "width")
-    estimate, low, high = claim["estimate"], claim["low"], claim["high"]
+    estimate, low, high = (claim[key] for key in ENDS)
     if any(map(math.isnan, (estimate, low, high))):
         return 1.0
 
@@ -205,7 +220,7 @@ def merge(folders: list[Path], out_dir: Path) -> list[dict]:
     (out_dir / "manifest.json").write_text(json.dumps(union, indent=1) + "\n")
     lines = [r"\newcommand{\antinb}[2][estimate]{\csname antinb@#2@#1\endcsname}"]
     for claim in union["claims"]:
-        for key in ("estimate", "low", "high"):
+        for key in ENDS:
             value = "--" if claim[key] is None else f"{claim[key]:.4g}"
             lines.append(rf"\expandafter\def\csname antinb@{claim['id']}@{key}\endcsname{{{value}}}")
     (out_dir / "claims.tex").write_text("\n".join(lines) + "\n")

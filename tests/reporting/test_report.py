@@ -17,6 +17,10 @@ from antinb import report
 mpl.use("Agg")
 
 
+def row(estimate, low, high, **more):
+    return pd.DataFrame([{"estimate": estimate, "low": low, "high": high, **more}])
+
+
 def state(rule, estimate, low, high, others=()):
     claims = [{"id": "a", "rule": rule, "estimate": estimate, "low": low, "high": high}, *others]
     return report.judge(claims)[0]["state"]
@@ -113,8 +117,8 @@ def test_the_same_figure_twice_is_the_same_bytes(book, figure, tmp_path):
 
 
 def test_the_manifest_holds_null_for_nan(book, tmp_path):
-    book.claim("01.a", "nothing could be measured", math.nan, math.nan, math.nan, "<0")
-    book.claim("01.b", "a number", -1.0, -2.0, -0.5)
+    book.claim("01.a", "nothing could be measured", row(*[math.nan] * 3), "<0")
+    book.claim("01.b", "a number", row(-1.0, -2.0, -0.5))
     manifest = json.loads((tmp_path / "01_test" / "manifest.json").read_text())
     assert manifest["claims"][0] == {
         "id": "01.a",
@@ -132,15 +136,15 @@ def test_claims_are_shown_at_full_length(tmp_path):
     text = "efficiency of " + " and ".join(["antithetic pairs"] * 9)
     with pd.option_context("display.max_colwidth", 50):
         book = report.open(tmp_path, "01_test", {})
-        book.claim("01.a", text, 1, 0.5, 1.5)
+        book.claim("01.a", text, row(1, 0.5, 1.5))
         assert text in book.claims()._repr_html_()
 
 
 def test_union_and_macros(book, figure, tmp_path):
     book.save_figure(figure, "fig-01-1", "A line.", pd.DataFrame({"x": [0.0]}))
-    book.claim("01.a", "a number", -0.123456, -0.2, -0.1, "<0")
+    book.claim("01.a", "a number", row(-0.123456, -0.2, -0.1), "<0")
     other = report.open(tmp_path, "02_other", {"profile": "smoke"})
-    other.claim("02.a", "none", math.nan, math.nan, math.nan)
+    other.claim("02.a", "none", row(*[math.nan] * 3))
     claims = report.merge([tmp_path / "01_test", tmp_path / "02_other"], tmp_path)
     assert [claim["id"] for claim in claims] == ["01.a", "02.a"]
     union = json.loads((tmp_path / "manifest.json").read_text())
@@ -153,9 +157,12 @@ def test_union_and_macros(book, figure, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda book, fig: book.claim("a", "", 0, 1, 2), r"0 in \[1, 2\]"),
-        (lambda book, fig: book.claim("a", "", 0, -1, 2, "covers 0"), "covers 0"),
-        (lambda book, fig: book.claim("a", "", 0, -1, 2, "within -0.5"), "within -0.5"),
+        (lambda book, fig: book.claim("a", "", row(0, 1, 2)), r"0 in \[1, 2\]"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "covers 0"), "covers 0"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "within -0.5"), "within -0.5"),
+        (lambda book, fig: book.claim("a", "", pd.concat([row(0, -1, 2)] * 2)), "got 2"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2, level=0.9)), "got level 0.9"),
+        (lambda book, fig: book.claim("a", "", {"estimate": 0, "low": -1}), "lacks high"),
         (lambda book, fig: book.save_figure(fig, "figure 1", "A line.", pd.DataFrame()), "figure 1"),
         (lambda book, fig: book.save_figure(fig, "fig-01-1", " ", pd.DataFrame()), "caption"),
         (lambda book, fig: report.size(None, "tiny", smoke=1, full=2), "tiny"),
