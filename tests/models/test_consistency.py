@@ -8,7 +8,7 @@ from helpers import SHAPE, tiny_unet
 
 import antinb
 from antinb import noise
-from antinb.zoo import consistency
+from antinb.models import consistency
 
 MEAN, SCALE, SIZE = 0.3, 0.5, (1, 2, 2)
 SCHEDULER = LCMScheduler(
@@ -64,7 +64,7 @@ def test_two_steps_put_the_step_noise_on_the_first_image():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def held_out_of_gaussian_data_have_its_law_whatever_the_steps(steps):
+def test_images_of_gaussian_data_have_its_law_whatever_the_steps(steps):
     """Mean 0.3 and SD 0.5; 8,000 pixels: five standard errors are 0.028 and 0.020."""
     run = antinb.sample(gaussian(steps=steps), noise.iid(2000), seed=1, progress=False)
     assert abs(float(run["image"].mean()) - MEAN) < 0.028

@@ -7,9 +7,8 @@ from helpers import LINEAR, SHAPE, tiny_autoencoder, tiny_unet
 from torch import nn
 
 import antinb
-from antinb import correlation, noise, statistics, symmetry
-from antinb.models import diffusion
-from antinb.zoo import decoders
+from antinb import correlation, noise, probing, statistics
+from antinb.models import decoders, diffusion
 
 LATENT = 4
 
@@ -28,7 +27,7 @@ def convolutional(latent=16, width=2):
     return decoders.Decoder(decoders.decoder(latent, width), latent)
 
 
-def held_out_are_the_mean_grey_values():
+def test_images_are_the_mean_grey_values():
     """`2 sigmoid(l) - 1 = tanh(l / 2)`."""
     z = torch.from_numpy(noise.iid(5).draw((LATENT,), seed=0)[:, 0])
     found = linear(bias=0.7).generate(z)
@@ -96,7 +95,7 @@ def test_a_decoder_does_not_drop_out():
         (lambda: decoders.decoder(0, 8), "latent.*got 0"),
         (lambda: decoders.decoder(4, 2.5), "width.*got 2.5"),
         (lambda: antinb.sample(linear(), noise.iid(2), seed=0, trajectory=True), "got a Decoder"),
-        (lambda: symmetry.score(linear(), seed=0), "got a Decoder"),
+        (lambda: probing.Probe(linear(), seed=0), "got a Decoder"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call, message):

@@ -7,8 +7,7 @@ from helpers import LINEAR, SHAPE, tiny_autoencoder, tiny_unet
 
 import antinb
 from antinb import noise
-from antinb.models import diffusion, rectified
-from antinb.zoo import consistency, decoders
+from antinb.models import consistency, decoders, diffusion, rectified
 
 FLOW = FlowMatchEulerDiscreteScheduler(1000).config
 SAMPLERS = {

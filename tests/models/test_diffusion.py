@@ -7,8 +7,7 @@ from helpers import LINEAR, SHAPE, random_mixture, tiny_transformer, tiny_unet
 
 import antinb
 from antinb import noise
-from antinb.models import diffusion
-from antinb.zoo import functions
+from antinb.models import diffusion, functions
 
 
 @pytest.mark.parametrize("clip", [True, False])

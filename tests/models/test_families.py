@@ -10,7 +10,8 @@ from families import FAMILIES, Family
 
 import antinb
 from antinb import correlation, noise
-from antinb.zoo import loading, pipelines
+from antinb.models import pipelines
+from antinb.zoo import loading
 
 UNITS = 16
 DESIGN = noise.antithetic(UNITS)

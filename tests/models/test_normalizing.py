@@ -69,7 +69,7 @@ def test_the_scale_of_a_coupling_is_bounded():
     torch.testing.assert_close(scale, torch.full_like(scale, 1 / normalizing.LEAST_SCALE), rtol=1e-4, atol=0)
 
 
-def held_out_of_an_untrained_flow_are_in_closed_form():
+def test_images_of_an_untrained_flow_are_in_closed_form():
     """Without couplings `x = tanh(sd z + mean over 2) / 0.9`: `0.5 + 0.45 x` is the sigmoid of `sd z + mean`."""
     mean, sd = torch.linspace(-2, 2, 64), torch.linspace(0.5, 1.5, 64)
     generator = NormalizingFlow(normalizing.flow(2, 4, SIZE, mean, sd), SHAPE)

@@ -15,8 +15,7 @@ from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
 
 import antinb
 from antinb import draws, noise
-from antinb.models import diffusion
-from antinb.zoo import pipelines
+from antinb.models import diffusion, pipelines
 
 DESIGN = noise.antithetic(4)
 

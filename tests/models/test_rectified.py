@@ -10,9 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from helpers import SHAPE, tiny_unet
 
 import antinb
-from antinb import dataset, noise, symmetry
+from antinb import dataset, noise
 from antinb.cli import main
 from antinb.models import rectified
+from antinb.probing import Probe
 
 MEAN, SCALE = 0.3, 0.5
 SIZE = (1, 2, 2)
@@ -147,16 +148,18 @@ def test_the_score_of_an_even_and_an_odd_prediction():
     def predicting(f):
         return flow(lambda x, level, condition: (f(20 * x) - x) / (1 - level / 1000))
 
-    options = {"seed": 0, "timesteps": [99, 499], "directions": 3, "points": 9, "progress": False}
-    even, odd = (symmetry.score(predicting(f), **options) for f in (torch.cos, torch.sin))
+    options = {"seed": 0, "timesteps": [99, 499], "points": 9}
+    probes = (Probe(predicting(f), **options) for f in (torch.cos, torch.sin))
+    even, odd = (probe.score(directions=3, progress=False) for probe in probes)
     np.testing.assert_allclose(even["affine_antisymmetry"], 0, atol=1e-6)
     np.testing.assert_allclose(odd["affine_antisymmetry"], 1, atol=1e-6)
     np.testing.assert_allclose(odd["nonlinear_odd_share"], 1, atol=1e-6)
 
 
 def test_the_score_along_the_trajectories_of_a_conditional_flow():
-    options = {"seed": 0, "directions": 2, "points": 5, "coordinates": 3, "condition": 1, "progress": False}
-    data = symmetry.score(unet_flow().with_(steps=4), along="trajectory", **options)
+    model = unet_flow().with_(steps=4)
+    probe = Probe(model, seed=0, along="trajectory", points=5, coordinates=3, condition=1)
+    data = probe.score(directions=2, progress=False)
     assert data["timestep"].values.tolist() == [999, 749, 499, 249]
     np.testing.assert_allclose(data["affine_antisymmetry"].sel(timestep=999), 1, atol=1e-6)
     assert np.isfinite(data["affine_antisymmetry"]).all()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import antinb
 from antinb import zoo
-from antinb.zoo import components, folders, hub
+from antinb.zoo import components, folders, loading
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEGABYTES = 64  # that refusing a folder may add to the peak of memory
@@ -265,7 +265,7 @@ def test_the_hub_gives_neither_pickles_nor_code(ddpm, tmp_path, monkeypatch):
             (snapshot / file).symlink_to(blob)
         return str(snapshot)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(loading, "snapshot_download", download)
     assert antinb.load("owner/name", steps=2).shape == SHAPE
     wanted = {"model_index.json", "unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"}
     assert asked["owner/name"] == wanted | {"tokenizer/spiece.model", "tokenizer/merges.txt"}

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import antinb
 from antinb import noise, zoo
-from antinb.models import diffusion, normalizing, rectified
+from antinb.models import consistency, decoders, diffusion, normalizing, rectified
 from antinb.models.networks import module_hash
-from antinb.zoo import consistency, decoders, folders
+from antinb.zoo import folders
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
