@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,6 @@ import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
@@ -55,8 +55,9 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
     for kind, part in table.groupby("pairs"):
         edges = [*part["left"], part["right"].iloc[-1]]
-        ax.stairs(part["density"], edges, color=PALETTE[kind], fill=True, alpha=0.35)
-        ax.stairs(part["density"], edges, color=PALETTE[kind], label=kind)
+        color = PALETTE[str(kind)]
+        ax.stairs(part["density"], edges, color=color, fill=True, alpha=0.35)
+        ax.stairs(part["density"], edges, color=color, label=str(kind))
     _references(ax.axvline, 0)
     ax.set(xlim=(-1, 1), xlabel="correlation", ylabel="density")
     ax.legend(frameon=False)
@@ -83,17 +84,16 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
     places = {name: place for place, name in enumerate(table[label].unique())}
-    for (pairs, centred), part in table.groupby(["pairs", "centred"]):
-        place = part[label].map(places) + (0.12 if pairs == "RR" else -0.12)
-        error = np.abs(part[["low", "high"]].sub(part["estimate"], axis=0)).to_numpy().T
+    for kind, centred in itertools.product(sorted(table["pairs"].unique()), (False, True)):
+        part = table.loc[(table["pairs"] == kind) & (table["centred"] == centred)]
         ax.errorbar(
             part["estimate"],
-            place,
-            xerr=error,
+            np.array([places[name] for name in part[label]]) + (0.12 if kind == "RR" else -0.12),
+            xerr=_errors(part),
             fmt="o" if centred else "s",
-            color=PALETTE[pairs],
-            markerfacecolor=PALETTE[pairs] if centred else "white",
-            label=f"{pairs}, {'centred' if centred else 'standard'}",
+            color=PALETTE[kind],
+            markerfacecolor=PALETTE[kind] if centred else "white",
+            label=f"{kind}, {'centred' if centred else 'standard'}",
         )
     _references(ax.axvline, 0)
     ax.set_yticks(list(places.values()), list(places))
@@ -130,12 +130,11 @@ def forest(
     groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
     shifts = np.linspace(-0.3, 0.3, 2 * len(groups) + 1)[1::2]
     for (name, part), shift, color in zip(groups, shifts, sns.color_palette("dark", len(groups)), strict=True):
-        error = np.abs(part[["low", "high"]].sub(part["estimate"], axis=0)).to_numpy().T
-        place = part[label].map(places) + shift
-        ax.errorbar(part["estimate"], place, xerr=error, fmt="o", markersize=4, color=color, label=str(name))
+        place = np.array([places[row] for row in part[label]]) + shift
+        ax.errorbar(part["estimate"], place, xerr=_errors(part), fmt="o", markersize=4, color=color, label=str(name))
     _references(ax.axvline, at)
     if log:
-        _plain_log(ax.xaxis)
+        _plain_log(ax, "x")
     ax.set_yticks(list(places.values()), list(places))
     ax.set_ylim(len(places) - 0.5, -0.5)
     if len(groups) > 1:
@@ -172,9 +171,9 @@ def bands(
         ax.fill_between(place, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
     _references(ax.axhline, at)
     if "x" in log:
-        _plain_log(ax.xaxis, sorted(table[x].astype(float).unique()))
+        _plain_log(ax, "x", sorted(table[x].astype(float).unique()))
     if "y" in log:
-        _plain_log(ax.yaxis)
+        _plain_log(ax, "y")
     ax.set_xlabel(x)
     if len(groups) > 1:
         ax.legend(frameon=False)
@@ -265,9 +264,15 @@ def _references(line: Callable[..., object], at: float | Sequence[float]) -> Non
         line(value, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
 
 
-def _plain_log(axis: Axis, ticks: Sequence[float] | None = None) -> None:
-    """Make an axis logarithmic, with numbers such as 0.3, 1, 3 and 10 at its ticks."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+def _errors(part: pd.DataFrame) -> np.ndarray:
+    """Return the lengths of the intervals below and above the estimates, `(2, rows)`."""
+    return part[["low", "high"]].sub(part["estimate"], axis=0).abs().to_numpy().T
+
+
+def _plain_log(ax: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
+    """Make the axis `"x"` or `"y"` logarithmic, with numbers such as 0.3, 1, 3 and 10 at its ticks."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = getattr(ax, f"{which}axis")
     axis.set_major_locator(LogLocator(subs=(1, 3)) if ticks is None else FixedLocator(ticks))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())

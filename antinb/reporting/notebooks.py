@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
-QUIET = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
+QUIET = ["--IPKernelApp.log_level=ERROR"]
 LARGE = 150_000  # bytes
 HIDDEN = re.compile(r"/(?:root|home|work|tmp|Users|private|var)/[^\s\"']*")
 
@@ -74,7 +74,7 @@ def execute(path: Path, output: Path, values: Mapping[str, object]) -> Path:
     chosen = {name: value for name, value in values.items() if name in known}
     try:
         papermill.execute_notebook(
-            str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0, **QUIET
+            str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0, extra_arguments=QUIET
         )
     except DeadKernelError as error:
         raise CellError(f"{path.name}: {error}") from None
@@ -109,8 +109,8 @@ def write_back(executed: Path, path: Path) -> None:
             if output.output_type == "execute_result":
                 output.execution_count = count
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
-    notebook.metadata["antinb"] = {"sources_sha256": sources_hash(notebook)}
+    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook.metadata = nbformat.from_dict(about | {"antinb": {"sources_sha256": sources_hash(notebook)}})
     nbformat.write(notebook, path)
 
 
@@ -136,7 +136,7 @@ def _compressed(png: str) -> str:
     A picture that is still larger than LARGE bytes, a sheet of many images, keeps its 256 nearest colours.
     """
     image = Image.open(io.BytesIO(base64.b64decode(png)))
-    opaque = image.mode == "RGB" or (image.mode == "RGBA" and image.getextrema()[3] == (255, 255))
+    opaque = image.mode == "RGB" or (image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255))
     exact = image.convert("RGB") if opaque else image
     packed = _packed(exact.quantize(256, dither=Image.Dither.NONE) if opaque and exact.getcolors(256) else exact)
     if opaque and len(packed) > LARGE:

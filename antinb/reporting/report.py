@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -110,7 +111,7 @@ class Report:
         self,
         id: str,  # noqa: A002
         text: str,
-        row: Mapping[str, object] | pd.Series | pd.DataFrame,
+        row: Mapping[str, Any] | pd.Series | pd.DataFrame,
         rule: str | None = None,
     ) -> None:
         """Record a claim: a result with its 95% interval and the margin fixed for it beforehand.
@@ -133,12 +134,13 @@ class Report:
             if len(row) != 1:
                 raise ValueError(f"{id}: a claim is one row of results; got {len(row)}")
             row = row.iloc[0]
-        missing = [name for name in ENDS if name not in row]
+        found: dict[str, Any] = dict(row)
+        missing = [name for name in ENDS if name not in found]
         if missing:
             raise ValueError(f"{id}: a claim takes a row with {', '.join(ENDS)}; it lacks {', '.join(missing)}")
-        if row.get("level", LEVEL) != LEVEL:
-            raise ValueError(f"{id}: claims are judged by {100 * LEVEL:g}% intervals; got level {row['level']}")
-        estimate, low, high = (float(row[name]) for name in ENDS)
+        if found.get("level", LEVEL) != LEVEL:
+            raise ValueError(f"{id}: claims are judged by {100 * LEVEL:g}% intervals; got level {found['level']}")
+        estimate, low, high = (float(found[name]) for name in ENDS)
         if not any(map(math.isnan, (estimate, low, high))) and not low <= estimate <= high:
             raise ValueError(f"{id}: the estimate must lie in its interval; got {estimate:g} in [{low:g}, {high:g}]")
         self._claims[id] = {"id": id, "text": text, "estimate": estimate, "low": low, "high": high, "rule": rule}
@@ -181,7 +183,7 @@ def judge(claims: list[dict]) -> list[dict]:
 
 def _p_value(claim: dict, beyond: bool) -> float:
     """Return the p-value against "not beyond the margin", or against "beyond" if `beyond` is false."""
-    side, margin, width = RULE.fullmatch(claim["rule"]).group("side", "margin", "width")
+    [(side, margin, width)] = RULE.findall(claim["rule"])
     estimate, low, high = (claim[key] for key in ENDS)
     if any(map(math.isnan, (estimate, low, high))):
         return 1.0
@@ -192,7 +194,7 @@ def _p_value(claim: dict, beyond: bool) -> float:
     def above(limit: float) -> float:
         return _one_sided(estimate - limit, estimate - low)
 
-    if width is not None:
+    if width:
         limit = float(width)
         return max(below(limit), above(-limit)) if beyond else min(above(limit), below(-limit))
     return below(float(margin)) if (side == "<") == beyond else above(float(margin))

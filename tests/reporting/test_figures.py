@@ -1,0 +1,75 @@
+"""What a drawing shows is what its table holds: places, ends, references, scales, titles, legends."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from antinb import figures
+
+mpl.use("Agg")
+TABLE = pd.DataFrame(
+    [
+        {"model": model, "score": score, "design": design, "k": k, "estimate": e, "low": 0.8 * e, "high": 1.5 * e}
+        for e, (model, score, design, k) in enumerate(
+            [(m, s, d, k) for m in ("x", "y_z") for s in ("a_b", "c", "d") for d in ("u", "v") for k in (2, 8)], 1
+        )
+    ]
+)
+ONE = TABLE.query("score == 'c' and design == 'u' and k == 2")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def dashed(ax, axis):
+    """Return where the dashed reference lines stand."""
+    lines = [line for line in ax.lines if line.get_linestyle() == "--"]
+    return [float(np.unique(line.get_data()[axis])[0]) for line in lines]
+
+
+def test_a_forest_puts_each_interval_on_its_line():
+    ax = figures.forest(ONE, label="model", at=(1, 5), log=True)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["x", "y_z"]
+    (bars,) = ax.containers
+    np.testing.assert_allclose(bars.lines[0].get_xdata().astype(float), ONE["estimate"])
+    np.testing.assert_allclose(bars.lines[0].get_ydata().astype(float), [0, 1])
+    ends = np.array([segment[:, 0] for segment in bars.lines[2][0].get_segments()])
+    np.testing.assert_allclose(ends, ONE[["low", "high"]])
+    assert dashed(ax, 0) == [1, 5]
+    assert ax.get_xscale() == "log"
+    assert ax.get_legend() is None
+
+
+def test_colours_of_a_forest_are_named_and_lie_side_by_side():
+    ax = figures.forest(TABLE.query("score == 'c' and k == 2"), label="model", hue="design")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["u", "v"]
+    first, second = (np.asarray(bars.lines[0].get_ydata()) for bars in ax.containers)
+    assert (first < second).all()
+    assert (np.abs(np.r_[first, second] - np.tile([0, 1], 2)) < 0.5).all()
+
+
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers():
+    ax = figures.bands(TABLE.query("score == 'c' and model == 'x'"), x="k", hue="design", at=3, log="xy")
+    ax.figure.canvas.draw()
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["2", "8"]
+    assert {text.get_text() for text in ax.get_yticklabels()} >= {"3", "10"}
+    assert dashed(ax, 1) == [3]
+    assert not len(ax.xaxis.get_minorticklocs())
+
+
+def test_facets_hold_the_rows_of_their_title_and_one_legend():
+    options = {"label": "model", "hue": "design", "at": 0, "xlabel": "what", "sharey": True}
+    fig = figures.facets(TABLE.query("k == 2"), figures.forest, by="score", rows=2, size=(6, 4), **options)
+    shown = [ax for ax in fig.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == ["a b", "c", "d"]
+    assert [ax.get_legend() is not None for ax in shown] == [False, False, True]
+    assert [ax.get_xlabel() for ax in shown] == ["", "what", "what"]
+    for ax, (_, part) in zip(shown, TABLE.query("k == 2").groupby("score"), strict=True):
+        drawn = np.concatenate([bars.lines[0].get_xdata() for bars in ax.containers])
+        assert sorted(drawn) == sorted(part["estimate"])
+        assert dashed(ax, 0) == [0]
