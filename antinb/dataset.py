@@ -161,6 +161,11 @@ def evaluations(values: xr.DataArray) -> int:
     return values.sizes["unit"] * values.sizes["member"] * int(_attr(values, "evaluations"))
 
 
+def cost(data: xr.Dataset) -> int:
+    """Return the network evaluations of all images of a run; one an image if the run does not say."""
+    return data.sizes["unit"] * data.sizes["member"] * config(data).get("evaluations", 1)
+
+
 def design(values: xr.DataArray) -> str:
     """Return the name of the design that measured values come from; ValueError as `evaluations`."""
     return _attr(values, "design")["name"]

@@ -7,38 +7,40 @@ are independent. Those in which either value is NaN are left out and counted in 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from antinb import checks
-from antinb.analysis.intervals import cluster_bootstrap, t_interval
+from antinb.analysis.intervals import cluster_bootstrap, row, t_interval
 
 
-def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> dict[str, object]:
+def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.DataFrame:
     """Return the mean of `first - second`, each `(units,)`, its t interval and the two-sided p-value of 0.
 
     Returns:
-        `estimate, low, high, level, method, units, dropped, p_value`.
+        One row `estimate, low, high, level, method, units, dropped, p_value`.
 
     Raises:
         ValueError: for arrays of different or other shapes, fewer than two defined units, or a level out of range.
     """
     values, dropped = _both(first, second, level)
     gaps = values[0] - values[1]
-    row = _row(gaps.mean(), *t_interval(gaps, level), level, "t over units", len(gaps), dropped)
     spread = gaps.std(ddof=1)
     statistic = np.divide(gaps.mean() * len(gaps) ** 0.5, spread, out=np.array(np.nan), where=spread > 0)
-    return row | {"p_value": float(2 * stats.t.sf(abs(statistic), len(gaps) - 1))}
+    more = {"dropped": dropped, "p_value": float(2 * stats.t.sf(abs(statistic), len(gaps) - 1))}
+    numbers = gaps.mean(), *t_interval(gaps, level)
+    return pd.DataFrame([row(numbers, level=level, method="t over units", units=len(gaps), **more)])
 
 
-def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> dict[str, object]:
+def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.DataFrame:
     r"""Return the ratio of the means of `first` and `second`, each `(units,)`, with its interval.
 
     `r = mean(a) / mean(b)`, the interval that of the mean of `r + (a - r b) / mean(b)` (delta method). Where the
     t interval of `mean(b)` holds 0 there is no ratio: NaN.
 
     Returns:
-        `estimate, low, high, level, method, units, dropped`.
+        One row `estimate, low, high, level, method, units, dropped`.
 
     Raises:
         ValueError: as `difference`.
@@ -47,16 +49,17 @@ def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> dict
     low, high = t_interval(b, level)
     found = np.nan if low <= 0 <= high else a.mean() / b.mean()
     ends = t_interval(found + (a - found * b) / b.mean(), level)
-    return _row(found, *ends, level, "delta method, t over units", len(a), dropped)
+    about = {"level": level, "method": "delta method, t over units", "units": len(a), "dropped": dropped}
+    return pd.DataFrame([row((found, *ends), **about)])
 
 
-def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: float = 0.95) -> dict[str, object]:
+def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: float = 0.95) -> pd.DataFrame:
     """Return in which share of the units that are not ties `first` is the larger, with Wilson's interval.
 
     A unit is a tie if `|first - second| <= tie`; ties are left out and counted.
 
     Returns:
-        `estimate, low, high, level, method, units, dropped, ties`; NaN if all units are ties.
+        One row `estimate, low, high, level, method, units, dropped, ties`; NaN if all units are ties.
 
     Raises:
         ValueError: as `difference`, or for a tie below 0.
@@ -65,14 +68,14 @@ def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: 
     gaps = values[0] - values[1]
     wins, ties = int((gaps > checks.number("tie", tie, 0, np.inf)).sum()), int((np.abs(gaps) <= tie).sum())
     decided = len(gaps) - ties
-    if not decided:
-        ends = np.full(3, np.nan)
-    else:
-        ends = wins / decided, *proportion_confint(wins, decided, 1 - level, method="wilson")
-    return _row(*ends, level, "Wilson", len(gaps), dropped) | {"ties": ties}
+    numbers = [np.nan] * 3
+    if decided:
+        numbers = [wins / decided, *proportion_confint(wins, decided, 1 - level, method="wilson")]
+    about = {"level": level, "method": "Wilson", "units": len(gaps), "dropped": dropped, "ties": ties}
+    return pd.DataFrame([row(numbers, **about)])
 
 
-def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0.95) -> dict[str, object]:
+def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0.95) -> pd.DataFrame:
     """Return how much more the first of two methods keeps than the second where both reach the same target.
 
     Each setting of a method, a strength say, is a point: its mean target and its mean of what is kept. `kept`
@@ -86,7 +89,7 @@ def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0
         level: from 0.01 to 0.9999.
 
     Returns:
-        `estimate, low, high, level, method, units, dropped`.
+        One row `estimate, low, high, level, method, units, dropped`.
 
     Raises:
         ValueError: for other shapes, fewer than 8 units, or a target that one of the methods does not reach on
@@ -106,8 +109,9 @@ def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0
         first, second = (np.interp(at, x[np.argsort(x)], y[np.argsort(x)]) for x, y in zip(*curves, strict=True))
         return first - second
 
-    found = cluster_bootstrap(gap, int(defined.sum()), level)
-    return _row(*found, level, "bootstrap over units", int(defined.sum()), int((~defined).sum()))
+    units = int(defined.sum())
+    about = {"level": level, "method": "bootstrap over units", "units": units, "dropped": int((~defined).sum())}
+    return pd.DataFrame([row(cluster_bootstrap(gap, units, level), **about)])
 
 
 def _both(first: np.ndarray, second: np.ndarray, level: float) -> tuple[np.ndarray, int]:
@@ -121,10 +125,3 @@ def _both(first: np.ndarray, second: np.ndarray, level: float) -> tuple[np.ndarr
     if defined.sum() < 2:
         raise ValueError(f"a comparison needs at least two units with both values; got {defined.sum()}")
     return values[:, defined], int((~defined).sum())
-
-
-def _row(
-    estimate: float, low: float, high: float, level: float, method: str, units: int, dropped: int
-) -> dict[str, object]:
-    row = {"estimate": float(estimate), "low": float(low), "high": float(high)}
-    return row | {"level": level, "method": method, "units": units, "dropped": dropped}

@@ -10,7 +10,7 @@ import xarray as xr
 
 from antinb import checks
 from antinb.analysis import estimation
-from antinb.analysis.intervals import welch
+from antinb.analysis.intervals import row, welch
 from antinb.dataset import check_same_generator, defined, design, evaluations
 from antinb.noise import Design, modes
 
@@ -136,7 +136,7 @@ def two_level(
         fine: `(statistic, unit, member)` of the fine sampler.
         coarse: the same statistics of the coarse one, same design and seed.
         many: the same statistics of the coarse one, another seed.
-        coefficient: b, 1 or the one of an independent pilot (`allocation`).
+        coefficient: b, 1 or the one of an independent pilot (`best_allocation`).
         level: of the intervals.
 
     Returns:
@@ -169,15 +169,15 @@ def two_level(
             raise ValueError(f"{name} is constant over units: there is no width to estimate")
         df = welch(variances, np.array([len(part) for part in parts]))
         whole = estimation.Estimate(sum(part.mean() for part in parts), variances.sum() ** 0.5, df)
-        low, high = whole.interval(level)
-        row = {"statistic": name, "design": design(fine), "estimate": whole.estimate}
-        row |= {"low": low, "high": high, "level": level, "method": "two levels", "units": len(parts[0])}
-        rows.append(row | {"evaluations": sum(map(evaluations, (fine, coarse, many))), "se": whole.se, "df": whole.df})
+        about = {"evaluations": sum(map(evaluations, (fine, coarse, many))), "se": whole.se, "df": whole.df}
+        numbers = whole.estimate, *whole.interval(level)
+        found = row(numbers, level=level, method="two levels", units=len(parts[0]), **about)
+        rows.append({"statistic": name, "design": design(fine), **found})
     return pd.DataFrame(rows)
 
 
-def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
-    r"""Return from a pilot how two levels are best used: coefficient, coarse units a fine one, efficiency.
+def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[str, float]:
+    r"""Return how two levels are best used: `coefficient, coarse_units_per_fine, predicted_efficiency`.
 
     With costs `c_1` of a unit on both levels and `c_2` on the coarse one, b minimises
     `sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2)`: with q^2 = c_2/c_1 and r = Corr(F, C) it is
@@ -186,33 +186,9 @@ def allocation(fine: xr.DataArray, coarse: xr.DataArray) -> pd.DataFrame:
     the same design, is `Var(F) c_F / (sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2))^2`.
 
     Args:
-        fine: `(statistic, unit, member)` of a pilot with the fine sampler.
-        coarse: the same of the coarse one, same design and seed.
-
-    Returns:
-        Rows `statistic, correlation, coefficient, coarse_units_per_fine, predicted_efficiency`.
-
-    Raises:
-        ValueError: as `two_level`, or if the coarse statistic is constant.
-    """
-    costs = [cost * fine.sizes["member"] for cost in two_costs(fine, coarse)]
-    rows = []
-    for name in fine["statistic"].values.tolist():
-        f, c = (defined(table, name).mean(-1) for table in (fine, coarse))
-        if len(f) < 3 or np.ptp(c) == 0 or np.ptp(f) == 0:
-            raise ValueError(
-                f"an allocation needs at least three units that differ on both levels; {name} has {len(f)}"
-            )
-        row = {"statistic": name, "correlation": float(np.corrcoef(f, c)[0, 1])}
-        rows.append(row | best_allocation(np.cov(f, c), *costs))
-    return pd.DataFrame(rows)
-
-
-def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[str, float]:
-    """Return `coefficient, coarse_units_per_fine, predicted_efficiency` of `allocation`.
-
-    `covariance` is the (2, 2) of the unit means of the fine and the coarse sampler, `fine` and `coarse` are
-    the evaluations that one unit costs.
+        covariance: (2, 2), of the unit means of the fine and the coarse sampler.
+        fine: evaluations of a unit of the fine sampler.
+        coarse: evaluations of a unit of the coarse one.
     """
     variance, moved_variance = np.diag(covariance)
     rho, both = covariance[0, 1] / (variance * moved_variance) ** 0.5, fine + coarse

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import stats
-from statsmodels.stats.weightstats import DescrStatsW
 
 from antinb import checks, dataset
+from antinb.analysis.intervals import row, t_interval
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BLOCKS = 50
@@ -110,7 +110,7 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     images, strata = _arrays(data)
     units, members = images.shape[:2]
     conditions = len(np.unique(strata[:, 0]))
-    cost = units * members * dataset.config(data).get("evaluations", 1)
+    cost = dataset.cost(data)
     kinds = ["PN", "RR", "PN-RR"] if members > 1 else ["RR"]
     rows = []
     for centred in (False, True):
@@ -128,9 +128,9 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
             if kind == "PN" and conditions == 1 and defined.size > 1:
                 own = _t_row(singles, level)
                 mean, method = (own["estimate"], own["low"], own["high"]), own["method"]
-            row = {"pairs": kind, "centred": centred, "estimate": mean[0], "low": mean[1], "high": mean[2]}
-            row |= {"level": level, "method": method, "units": units, "evaluations": cost, **spread}
-            rows.append(row | {"pooled": pooled[0], "pooled_low": pooled[1], "pooled_high": pooled[2]})
+            spread |= dict(zip(("pooled", "pooled_low", "pooled_high"), pooled, strict=True))
+            found = row(mean, level=level, method=method, units=units, evaluations=cost, **spread)
+            rows.append({"pairs": kind, "centred": centred, **found})
     return pd.DataFrame(rows)
 
 
@@ -177,8 +177,8 @@ def along(data: xr.Dataset, *, centred: bool = False, level: float = 0.95) -> pd
 
 def paired_difference(
     first: xr.Dataset, second: xr.Dataset, *, centred: bool = False, level: float = 0.95
-) -> dict[str, float]:
-    """Return the mean over units of `pn(first) - pn(second)`, `estimate, low, high`, for runs of the same units.
+) -> pd.DataFrame:
+    """Return the mean over units of `pn(first) - pn(second)`, one row, for runs of the same units.
 
     Runs of one seed share the noise that their designs have in common, so that the difference of a
     unit varies less than either correlation. The interval is a t interval over units.
@@ -189,7 +189,8 @@ def paired_difference(
     seeds, sizes = ([kind(run) for run in (first, second)] for kind in (_seed, lambda run: run.sizes["unit"]))
     if len({*seeds}) > 1 or len({*sizes}) > 1:
         raise ValueError(f"paired runs share seed and number of units; got seeds {seeds}, units {sizes}")
-    return _t_row((pn(first, centred=centred) - pn(second, centred=centred)).values, level)
+    gaps = (pn(first, centred=centred) - pn(second, centred=centred)).values
+    return pd.DataFrame([_t_row(gaps, level) | {"evaluations": dataset.cost(first) + dataset.cost(second)}])
 
 
 def _seed(data: xr.Dataset) -> object:
@@ -200,16 +201,8 @@ def _t_row(values: np.ndarray, level: float) -> dict[str, object]:
     """Return mean and t interval of the defined values, one a unit."""
     checks.level(level)
     defined = values[np.isfinite(values)]
-    row = {"estimate": np.nan, "low": np.nan, "high": np.nan}
-    if defined.size > 1:
-        low, high = DescrStatsW(defined).tconfint_mean(1 - level)
-        row = {"estimate": defined.mean(), "low": low, "high": high}
-    return row | {
-        "level": level,
-        "method": "t over units",
-        "units": defined.size,
-        "undefined": values.size - defined.size,
-    }
+    numbers = (defined.mean(), *t_interval(defined, level)) if defined.size > 1 else [np.nan] * 3
+    return row(numbers, level=level, method="t over units", units=defined.size, undefined=values.size - defined.size)
 
 
 def _arrays(data: xr.Dataset, members: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,12 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy import special
 
 from antinb import dataset
-from antinb.analysis.intervals import cluster_bootstrap
+from antinb.analysis.intervals import cluster_bootstrap, row
 from antinb.analysis.statistics import structural_similarity
 
 SCORES = ("ssim", "feature distance", "vendi")
@@ -67,7 +68,7 @@ def vendi(features: np.ndarray) -> np.ndarray:
     return np.where(defined, np.exp(special.entr(values.clip(0)).sum(-1)), np.nan)
 
 
-def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: float = 0.95) -> dict[str, object]:
+def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: float = 0.95) -> pd.DataFrame:
     r"""Return the kernel distance of the images of two runs, with an interval over units.
 
     `KID = 1 / (n (n - 1)) sum_{i != j} h(i, j)`, `h = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)` with
@@ -85,7 +86,7 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
         level: from 0.01 to 0.9999.
 
     Returns:
-        `estimate, low, high, level, method, units`.
+        One row `estimate, low, high, level, method, units, evaluations`.
 
     Raises:
         ValueError: for fewer than 8 units, runs of different numbers of units, or a level out of its range.
@@ -109,8 +110,9 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
         weights = np.bincount(numbers, minlength=units).astype(float)
         return weights @ h @ weights / (weights.sum() ** 2 - weights @ weights)
 
-    found = dict(zip(("estimate", "low", "high"), cluster_bootstrap(mean, units, level), strict=True))
-    return found | {"level": level, "method": "bootstrap over units", "units": units}
+    about = {"level": level, "method": "bootstrap over units", "units": units}
+    about["evaluations"] = sum(map(dataset.cost, (run, baseline)))
+    return pd.DataFrame([row(cluster_bootstrap(mean, units, level), **about)])
 
 
 def _seen(run: xr.Dataset, features: Features) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ numbers, `(estimate, se, df)`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import xarray as xr
 from scipy import stats
 
 from antinb import checks, dataset
-from antinb.analysis.intervals import METHODS, bootstrap_t, skew_interval, welch
+from antinb.analysis.intervals import METHODS, bootstrap_t, row, skew_interval, welch
 from antinb.dataset import check_same_generator, design, evaluations
 
 MULTIPLIERS = 499
@@ -70,15 +70,15 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     for name in values["statistic"].values.tolist():
         means, conditions, dropped = _unit_means(values.sel(statistic=name), name, drop)
         found = _stratified(means, conditions, name)
-        low, high = found.interval(level)
+        ends = found.interval(level)
         if method == "skew":
             if len(np.unique(conditions)) > 1:
                 raise ValueError("the method 'skew' is for one condition; take 't', or one condition at a time")
-            low, high = (float(end) for end in skew_interval(means, level))
-        row = {"statistic": name, "design": design(values), "estimate": found.estimate, "low": low, "high": high}
-        row |= {"level": level, "method": method, "units": len(means), "members": values.sizes["member"]}
-        row["evaluations"] = evaluations(values)
-        rows.append(row | {"se": found.se, "df": found.df, "dropped": dropped})
+            ends = skew_interval(means, level)
+        about = {"members": values.sizes["member"], "evaluations": evaluations(values)}
+        about |= {"se": found.se, "df": found.df, "dropped": dropped}
+        result = row((found.estimate, *ends), level=level, method=method, units=len(means), **about)
+        rows.append({"statistic": name, "design": design(values), **result})
     return pd.DataFrame(rows)
 
 
@@ -117,6 +117,7 @@ def compare(
             f"runs of one seed share their noise; take another for the baseline; got {values.attrs['seed']}"
         )
     members, rows = baseline.sizes["member"], []
+    about = {"level": level, "method": "bootstrap over units", "evaluations": evaluations(values)}
     estimator = functools.partial(_log_efficiency, pooled="control" not in values.attrs and members == 1)
     for name in values["statistic"].values.tolist():
         units, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
@@ -133,7 +134,8 @@ def compare(
             ("width_efficiency", widths),
             ("narrower_percent", 100 * (1 - widths**-0.5)),
         ):
-            rows.append(_row(values, name, quantity, numbers, level, len(units)))
+            named = {"statistic": name, "design": design(values), "quantity": quantity}
+            rows.append(named | row(numbers, units=len(units), **about))
     return pd.DataFrame(rows)
 
 
@@ -161,15 +163,16 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
     """
     if design(values) != "antithetic":
         raise ValueError(f"odd shares come from pairs z, -z of noise.antithetic; got a run of {design(values)!r}")
-    rows = []
+    rows, about = [], {"level": level, "method": "bootstrap over units", "evaluations": evaluations(values)}
     for name in values["statistic"].values.tolist():
         pairs, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
         if len(np.unique(classes)) > 1:
             raise ValueError("odd shares are those of one condition; select it first")
         _stratified(pairs.mean(1), classes, name)
         ratio = np.exp(bootstrap_t(_log_odd_over_even, pairs, level=level, seed=seed))
-        rows.append(_row(values, name, "odd_share", ratio / (1 + ratio), level, len(pairs)))
-        rows.append(_row(values, name, "predicted_efficiency", (1 + ratio) / 2, level, len(pairs)))
+        for quantity, numbers in (("odd_share", ratio / (1 + ratio)), ("predicted_efficiency", (1 + ratio) / 2)):
+            named = {"statistic": name, "design": design(values), "quantity": quantity}
+            rows.append(named | row(numbers, units=len(pairs), **about))
     return pd.DataFrame(rows)
 
 
@@ -281,11 +284,3 @@ def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tu
     spread = means.sum() / (len(units) - 1)
     parts = (sum(own) - means / spread, other)
     return np.log(variance / (units.shape[1] * spread)), sum(part.var() / len(part) for part in parts) ** 0.5
-
-
-def _row(
-    values: xr.DataArray, name: str, quantity: str, numbers: Iterable[float], level: float, units: int
-) -> dict[str, object]:
-    row = {"statistic": name, "design": design(values), "quantity": quantity}
-    row |= dict(zip(("estimate", "low", "high"), map(float, numbers), strict=True))
-    return row | {"level": level, "method": "bootstrap over units", "units": units, "evaluations": evaluations(values)}

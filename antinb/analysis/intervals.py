@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,12 @@ LEAST = 1e-9
 BETS = np.linspace(0, 1, 101)[1:]
 
 Subset = Callable[[np.ndarray], np.ndarray]
+
+
+def row(numbers: Iterable[float], *, level: float, method: str, units: int, **more: object) -> dict[str, object]:
+    """Return a row of results: `estimate, low, high` of the three numbers, then what they are."""
+    ends = dict(zip(("estimate", "low", "high"), map(float, numbers), strict=True))
+    return {**ends, "level": level, "method": method, "units": units, **more}
 
 
 def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -281,10 +287,10 @@ def coverage(
             low, high = skew_interval(drawn[0], level) if method == "skew" else welch_interval(drawn, level)
         covered += int(((low <= wanted) & (wanted <= high)).sum())
         width += float((high - low).sum())
-    low, high = proportion_confint(covered, experiments, method="beta")
-    row = {"estimate": covered / experiments, "low": low, "high": high, "level": 0.95, "method": method}
-    row |= {"units": "+".join(map(str, counts)) if counts[1:] else counts[0], "width": width / experiments}
-    return pd.DataFrame([row | {"nominal": level, "experiments": experiments}])
+    shares = covered / experiments, *proportion_confint(covered, experiments, method="beta")
+    drawn = "+".join(map(str, counts)) if counts[1:] else counts[0]
+    about = {"width": width / experiments, "nominal": level, "experiments": experiments}
+    return pd.DataFrame([row(shares, level=0.95, method=method, units=drawn, **about)])
 
 
 def _two_stage_interval(

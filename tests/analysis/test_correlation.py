@@ -131,7 +131,7 @@ def test_few_units_of_many_classes():
     assert row["pooled_high"] - row["pooled_low"] < 0.1
 
 
-def held_out_that_are_all_constant_have_no_correlation():
+def test_held_out_that_are_all_constant_have_no_correlation():
     table = rows(run_of(np.ones((10, 2, 1, 4, 4))))
     assert table["estimate"].isna().all()
     assert table.loc[("PN", False), "undefined"] == 10
@@ -231,7 +231,7 @@ def test_rows_along_the_way_are_correlations_of_single_steps(paths, centred):
 
 def test_a_paired_difference_is_taken_within_units(pairs):
     other = pairs.assign(image=pairs["image"] + 0.5 * pairs["image"].isel(member=0))
-    found = correlation.paired_difference(pairs, other)
+    found = correlation.paired_difference(pairs, other).iloc[0]
     differences = (correlation.pn(pairs) - correlation.pn(other)).values
     expected = stats.ttest_rel(correlation.pn(pairs), correlation.pn(other)).confidence_interval(0.95)
     np.testing.assert_allclose(

@@ -178,41 +178,6 @@ def test_odd_share_intervals_cover_as_said(statistic, share, least):
     assert stats.binomtest(covered, 200, least).pvalue > 1e-3 or covered > 200 * least
 
 
-def test_coverage_of_normal_units_is_nominal():
-    rng = np.random.default_rng(0)
-    found = estimation.coverage(rng.standard_normal(20_000), 100)
-    assert found["low"] <= 0.955
-    assert found["high"] >= 0.945
-    assert found["width"] == pytest.approx(2 * stats.t.ppf(0.975, 99) / 10, rel=0.01)
-
-
-@pytest.mark.parametrize(("units", "method", "least"), [(10, "skew", 0.92), (100, "skew", 0.94), (400, "t", 0.94)])
-def test_coverage_on_skewed_pair_means(units, method, least):
-    pool = skewed_pair_means(np.random.default_rng(0), 20_000)
-    found = estimation.coverage(pool, units, method=method)
-    assert found["high"] >= least, found
-    if method == "skew" and units == 10:
-        assert found["estimate"] > estimation.coverage(pool, units)["estimate"] + 0.03
-
-
-@pytest.mark.parametrize("units", [10, 100])
-def test_the_correction_for_skewness_costs_no_coverage_where_tails_are_heavy(units):
-    pool = np.random.default_rng(0).standard_t(3, 20_000)
-    assert estimation.coverage(pool, units, method="skew")["estimate"] >= 0.95
-
-
-def test_sums_of_two_pools_cover_with_the_degrees_of_freedom_of_welch():
-    """As scipy's Welch interval of a difference, and nominal however unequal the parts."""
-    rng = np.random.default_rng(0)
-    pools = rng.standard_normal(20_000), 5 * rng.standard_normal(20_000)
-    found = estimation.coverage(pools, (8, 40))
-    assert found["low"] <= 0.955
-    assert found["high"] >= 0.945
-    parts = [pools[0][:8], pools[1][:40]]
-    known = stats.ttest_ind(parts[0], -parts[1], equal_var=False).confidence_interval(0.9)
-    np.testing.assert_allclose(intervals.welch_interval(parts, 0.9), [known.low, known.high])
-
-
 def test_coverage_of_the_sampler_with_an_exact_truth():
     """The images of one Gaussian are affine in the noise: the mean pixel is that of the image of 0."""
     gaussian = diffusion.from_mixture(random_mixture(1), SHAPE, LINEAR).with_(steps=5)
@@ -268,15 +233,6 @@ NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
             "odd shares come from pairs z, -z of noise.antithetic; got a run of 'simplex'",
         ),
         (lambda: estimation.odd_share(values(NAN + 1, [0] * 5 + [1] * 5), drop=True), "of one condition"),
-        (lambda: estimation.coverage(np.ones(9), 5), "finite values that differ"),
-        (lambda: estimation.coverage(np.arange(9.0), 1), "units must be an integer of at least 2; got 1"),
-        (lambda: estimation.coverage((np.arange(9.0), np.arange(9.0)), 5), "with units for each pool; .* units 5"),
-        (
-            lambda: estimation.coverage((np.arange(9.0), np.arange(9.0)), (5, 5), method="skew"),
-            "'t' for several pools or two stages",
-        ),
-        (lambda: estimation.coverage(np.arange(9.0), 5, method="skew", half_width=1.0), "or two stages"),
-        (lambda: estimation.coverage(np.arange(9.0), 5, half_width=0), "half_width must be a number from .*; got 0"),
     ],
 )
 def test_bad_arguments_are_one_line(call, reason):

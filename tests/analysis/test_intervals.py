@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-from antinb.analysis.intervals import bounded_interval, bounded_p_value, cluster_bootstrap, jackknife
+from antinb.analysis.intervals import (
+    bounded_interval,
+    bounded_p_value,
+    cluster_bootstrap,
+    coverage,
+    jackknife,
+    welch_interval,
+)
 
 RUNS = 2000
 NULLS = {
@@ -14,6 +21,11 @@ NULLS = {
     "coin": lambda rng, size, mean: (rng.random(size) < mean).astype(float),
     "rare failures": lambda rng, size, mean: np.where(rng.random(size) < 5 * (1 - mean), 0.8, 1.0),
 }
+
+
+def skewed_pair_means(rng, size):
+    """Means of z + 0.15 z^2 over z and -z: the odd part has cancelled."""
+    return 0.15 * rng.standard_normal(size) ** 2
 
 
 def test_jackknife_of_a_mean_is_its_t_interval():
@@ -95,6 +107,41 @@ def test_bounded_interval_inverts_the_test_and_covers():
     assert bounded_interval(np.full(10, 1e-300), 0.95)[0] == 0
 
 
+def test_coverage_of_normal_units_is_nominal():
+    rng = np.random.default_rng(0)
+    found = coverage(rng.standard_normal(20_000), 100).iloc[0]
+    assert found["low"] <= 0.955
+    assert found["high"] >= 0.945
+    assert found["width"] == pytest.approx(2 * stats.t.ppf(0.975, 99) / 10, rel=0.01)
+
+
+@pytest.mark.parametrize(("units", "method", "least"), [(10, "skew", 0.92), (100, "skew", 0.94), (400, "t", 0.94)])
+def test_coverage_on_skewed_pair_means(units, method, least):
+    pool = skewed_pair_means(np.random.default_rng(0), 20_000)
+    found = coverage(pool, units, method=method).iloc[0]
+    assert found["high"] >= least, found
+    if method == "skew" and units == 10:
+        assert found["estimate"] > coverage(pool, units)["estimate"].item() + 0.03
+
+
+@pytest.mark.parametrize("units", [10, 100])
+def test_the_correction_for_skewness_costs_no_coverage_where_tails_are_heavy(units):
+    pool = np.random.default_rng(0).standard_t(3, 20_000)
+    assert coverage(pool, units, method="skew")["estimate"].item() >= 0.95
+
+
+def test_sums_of_two_pools_cover_with_the_degrees_of_freedom_of_welch():
+    """As scipy's Welch interval of a difference, and nominal however unequal the parts."""
+    rng = np.random.default_rng(0)
+    pools = rng.standard_normal(20_000), 5 * rng.standard_normal(20_000)
+    found = coverage(pools, (8, 40)).iloc[0]
+    assert found["low"] <= 0.955
+    assert found["high"] >= 0.945
+    parts = [pools[0][:8], pools[1][:40]]
+    known = stats.ttest_ind(parts[0], -parts[1], equal_var=False).confidence_interval(0.9)
+    np.testing.assert_allclose(welch_interval(parts, 0.9), [known.low, known.high])
+
+
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
@@ -104,6 +151,15 @@ def test_bounded_interval_inverts_the_test_and_covers():
         (lambda: bounded_interval([0.5], 1), "level must be a number from 0.01 to 0.9999; got 1"),
         (lambda: jackknife(np.mean, 7, 0.95), "needs at least 8 units; got 7"),
         (lambda: cluster_bootstrap(np.mean, 7, 0.95), "needs at least 8; got 7"),
+        (lambda: coverage(np.ones(9), 5), "finite values that differ"),
+        (lambda: coverage(np.arange(9.0), 1), "units must be an integer of at least 2; got 1"),
+        (lambda: coverage((np.arange(9.0), np.arange(9.0)), 5), "with units for each pool; .* units 5"),
+        (
+            lambda: coverage((np.arange(9.0), np.arange(9.0)), (5, 5), method="skew"),
+            "'t' for several pools or two stages",
+        ),
+        (lambda: coverage(np.arange(9.0), 5, method="skew", half_width=1.0), "or two stages"),
+        (lambda: coverage(np.arange(9.0), 5, half_width=0), "half_width must be a number from .*; got 0"),
     ],
 )
 def test_bad_arguments_are_one_line(call, reason):

@@ -1,8 +1,5 @@
 """Designs: exact marginals, exact couplings, and the same numbers however the work is cut."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -95,16 +92,6 @@ def test_units_streams_and_seeds_are_independent():
 def test_bad_input_is_refused_with_the_value(call, value):
     with pytest.raises(ValueError, match=value):
         call()
-
-
-NUMPY_HALF = ["noise", "modes", "dataset", "statistics", "correlation", "propagation", "intervals", "estimation"]
-NUMPY_HALF += ["pixelwise", "controls", "metrics", "paired", "diversity"]
-
-
-@pytest.mark.parametrize("module", [*NUMPY_HALF, "figures", "report", "cli"])
-def test_the_numpy_half_loads_no_torch(module):
-    code = f"import sys, antinb.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("stream", [0, 2])
