@@ -20,30 +20,34 @@ from antinb import dataset
 PALETTE = {"PN": "#c8553d", "RR": "#4a6fa5"}
 
 
-def image_grid(images: xr.DataArray, *, rows: list[str], ax: Axes | None = None) -> Axes:
-    """Draw images `(column, row, channel, y, x)` as a contact sheet with one label a row.
+def image_grid(
+    images: xr.DataArray, *, rows: list[str], columns: list[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw images `(column, row, channel, y, x)` as a contact sheet with one label a row, and below one a column.
 
     Values are clipped to the range in the attrs, black to white; a run's `image` can be passed as
     it is: its units become columns, its members rows.
 
     Raises:
-        ValueError: if there is not one label a row, or there are neither 1 nor 3 channels.
+        ValueError: if there is not one label a row or column, or there are neither 1 nor 3 channels.
     """
-    columns, count, channels, height, width = images.shape
+    across, count, channels, height, width = images.shape
     if len(rows) != count or channels not in (1, 3):
         found = f"{len(rows)} labels, {channels} channels"
         raise ValueError(f"a grid needs {count} row labels and 1 or 3 channels; got {found}")
+    if columns is not None and len(columns) != across:
+        raise ValueError(f"a grid needs {across} column labels; got {len(columns)}")
     low, high = json.loads(images.attrs["range"])
-    sheet = np.ones((count * (height + 1) - 1, columns * (width + 1) - 1, channels))
-    for column, row in np.ndindex(columns, count):
+    sheet = np.ones((count * (height + 1) - 1, across * (width + 1) - 1, channels))
+    for column, row in np.ndindex(across, count):
         top, left = row * (height + 1), column * (width + 1)
         pixels = dataset.scaled(images.values[column, row], low, high)
         sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
     if ax is None:
-        _, ax = plt.subplots(figsize=(0.8 * columns + 1, 0.8 * count * height / width), layout="constrained")
+        _, ax = plt.subplots(figsize=(0.8 * across + 1, 0.8 * count * height / width), layout="constrained")
     ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_yticks(np.arange(count) * (height + 1) + height / 2, rows)
-    ax.set_xticks([])
+    ax.set_xticks(np.arange(len(columns or [])) * (width + 1) + width / 2, columns or [], fontsize="small")
     ax.tick_params(length=0)
     sns.despine(ax=ax, left=True, bottom=True)
     return ax

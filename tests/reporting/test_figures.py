@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 from antinb import figures
 
@@ -30,6 +31,17 @@ def dashed(ax, axis):
     """Return where the dashed reference lines stand."""
     lines = [line for line in ax.lines if line.get_linestyle() == "--"]
     return [float(np.unique(line.get_data()[axis])[0]) for line in lines]
+
+
+def test_a_contact_sheet_names_its_rows_and_columns():
+    images = xr.DataArray(np.zeros((3, 2, 1, 4, 4)), dims=["column", "row", "channel", "y", "x"])
+    images.attrs["range"] = "[-1, 1]"
+    ax = figures.image_grid(images, rows=["a", "b"], columns=["u", "v", "w"])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["u", "v", "w"]
+    assert not len(figures.image_grid(images, rows=["a", "b"]).get_xticks())
+    with pytest.raises(ValueError, match="3 column labels; got 2"):
+        figures.image_grid(images, rows=["a", "b"], columns=["u", "v"])
 
 
 def test_a_forest_puts_each_interval_on_its_line():
