@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from antinb.models import SCHEDULERS
 from antinb.reporting import notebooks
 
 
@@ -71,7 +72,7 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
 @click.option("--k", type=int, help="Members of a simplex unit.")
 @click.option("--seed", required=True, type=int)
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
-@click.option("--scheduler", type=click.Choice(["ddim", "ddpm", "dpmsolver++", "euler", "heun", "lcm"]))
+@click.option("--scheduler", type=click.Choice([name for names in SCHEDULERS.values() for name in names]))
 @click.option("--condition", type=int, help="One class for all units, of a conditional model.")
 @click.option("--prompt", "prompts", multiple=True, help="Condition 0, 1, ... of a text pipeline, in order.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1 is none.")

@@ -160,20 +160,28 @@ def test_a_rectified_flow_that_knows_the_image_has_no_loss(recipes):
     assert all(label in (row, 10) for row, label in enumerate(seen))
 
 
-def test_truths_are_images_of_the_test_set(recipes, tmp_path):
+def test_held_out_images_are_tiles_of_the_test_set(recipes, tmp_path, monkeypatch):
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (40, 28, 28), np.uint8)
-    labels = random.integers(0, 10, 40)
+    pixels = random.integers(0, 256, (500, 28, 28), np.uint8)
+    labels = np.arange(500) % 10
     np.savez(tmp_path / "data.npz", test_images=pixels, test_labels=labels)
-    recipes("truths").pick.callback(data=tmp_path / "data.npz", out=tmp_path / "truths.safetensors")
-    held = load_file(tmp_path / "truths.safetensors")
-    assert len(set(held["places"].tolist())) == 16
-    np.testing.assert_array_equal(held["images"][:, 0], pixels[held["places"]])
-    np.testing.assert_array_equal(held["labels"], labels[held["places"]])
+    recipes("held_out").cut.callback(data=tmp_path / "data.npz", out=tmp_path / "images" / "fashion")
+    monkeypatch.setattr("antinb.zoo.shipped.DATA", tmp_path)
+    scaled = pixels[:, None].astype(np.float32) / 127.5 - 1
+    images, known = antinb.zoo.held_out("fashion")
+    np.testing.assert_array_equal(images, np.concatenate([scaled[labels == k][:40] for k in (0, 1, 2, 4, 7, 9)]))
+    np.testing.assert_array_equal(known, np.repeat([0, 1, 2, 4, 7, 9], 40))
+    images, known = antinb.zoo.held_out("fashion", sample="random")
+    places = [int(np.flatnonzero((scaled == image).all((1, 2, 3)))[0]) for image in images]
+    assert len(set(places)) == 16
+    np.testing.assert_array_equal(known, labels[places])
 
 
-def test_shipped_truths_are_images_in_range():
-    truths = antinb.zoo.truths()
-    assert truths.shape == (16, 1, 28, 28)
-    assert truths.dtype == torch.float32
-    assert (truths.min(), truths.max()) == (-1, 1)
+def test_shipped_held_out_images_are_in_range():
+    images, labels = antinb.zoo.held_out("fashion", sample="random")
+    assert images.shape == (16, 1, 28, 28)
+    assert images.dtype == np.float32
+    assert (images.min(), images.max()) == (-1, 1)
+    assert labels.shape == (16,)
+    with pytest.raises(ValueError, match="sample must be one of .* got 'all'"):
+        antinb.zoo.held_out("fashion", sample="all")

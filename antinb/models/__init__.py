@@ -1,1 +1,5 @@
-"""Generators: every kind of model behind one contract, noise in and images out."""
+"""Models as generators: noise goes in and images come out, behind one contract for every kind of model."""
+
+__all__ = ["SCHEDULERS"]
+
+SCHEDULERS = {"diffusion": ("ddim", "ddpm", "dpmsolver++"), "rectified": ("euler", "heun"), "consistency": ("lcm",)}

@@ -1,11 +1,11 @@
-"""Decoders: a latent vector, or what a sampler makes of one, to an image in one network call."""
+"""Decoders, which turn a latent vector, or the latents that a sampler returns, into an image in one network call."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,11 +16,14 @@ from antinb.models.draws import StepNoise
 from antinb.models.generator import Integrator, check_noise
 from antinb.models.networks import module_hash
 
+__all__ = ["Decoder", "Latent"]
+
 
 def decoder(latent: int, width: int) -> nn.Sequential:
-    """Return an untrained convolutional decoder, latents `(N, latent)` to logits of grey values `(N, 1, 28, 28)`.
+    """Return an untrained convolutional decoder from latents `(N, latent)` to logits of grey values `(N, 1, 28, 28)`.
 
-    One linear layer to `4 width` channels of 7 by 7, two transposed convolutions to 14 and 28, one convolution.
+    It has one linear layer to `4 width` channels of 7 by 7, two transposed convolutions to 14 and 28, and one
+    convolution.
 
     Raises:
         ValueError: if a size is not a positive integer.
@@ -40,9 +43,8 @@ def decoder(latent: int, width: int) -> nn.Sequential:
 
 
 class OneCall(ABC):
-    """A generator that makes images in one call of `network`, without settings; its subclasses are dataclasses."""
+    """A generator without settings that makes images in one call of `network`; its subclasses are dataclasses."""
 
-    evaluations: ClassVar[int] = 1
     network: nn.Module
     shape: tuple[int, ...]
     identity: Mapping[str, object]
@@ -56,15 +58,20 @@ class OneCall(ABC):
         self.network.eval()
 
     @property
+    def evaluations(self) -> int:
+        """Network calls for one image."""
+        return 1
+
+    @property
     def like(self) -> torch.Tensor:
-        """A tensor whose device and floating-point type are followed."""
+        """A tensor that sets the device and dtype."""
         return next(self.network.parameters())
 
     def with_(self, **settings: object) -> Self:
-        """Return the generator itself: it has no settings, only None passes.
+        """Return the generator itself, since it has no settings to change; None is accepted for any setting.
 
         Raises:
-            ValueError: for a setting.
+            ValueError: if a setting has a value.
         """
         unknown = [name for name, value in settings.items() if value is not None]
         if unknown:
@@ -86,7 +93,7 @@ class OneCall(ABC):
         return self._images(noise.to(self.like))
 
     def describe(self) -> dict[str, object]:
-        """Return model, weights, shape of the noise and network calls, for the record."""
+        """Return model, weights, shape of the noise and network calls."""
         return {
             **self.identity,
             "network_sha256": module_hash(self.network),
@@ -99,27 +106,34 @@ class OneCall(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Decoder(OneCall):
-    """The decoder of a variational autoencoder as a generator: latent noise `(B, latent)` to images `(B, C, H, W)`.
+    """The decoder of a variational autoencoder as a generator from latent noise `(B, latent)` to images.
 
-    The network's logits `l` are those of Bernoulli grey values; the image is their mean, `2 sigmoid(l) - 1` in
+    The network returns the logits `l` of Bernoulli grey values. The image is their mean, `2 sigmoid(l) - 1` in
     [-1, 1]. The prior of the latents is N(0, I).
 
     Attributes:
-        network: latents to logits, put in evaluation mode.
+        network: a network from latents to logits; it is put in evaluation mode.
         latent: size of a latent vector.
         identity: name and sha256 of the weights, for the record.
+        shape: shape of one noise, `(latent,)`.
 
     Source: Kingma and Welling, arXiv 1312.6114, appendix C.1.
+
+    Examples:
+        >>> model = Decoder(decoder(5, 2), 5)
+        >>> model.generate(torch.zeros(3, 5)).shape
+        torch.Size([3, 1, 28, 28])
     """
 
     network: nn.Module
     latent: int
     identity: Mapping[str, object] = field(default_factory=dict)
+    shape: tuple[int, ...] = field(init=False)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one noise, `(latent,)`."""
-        return (self.latent,)
+    def __post_init__(self) -> None:
+        """Derive the shape, and put the network in evaluation mode."""
+        object.__setattr__(self, "shape", (self.latent,))
+        super().__post_init__()
 
     def _images(self, noise: torch.Tensor) -> torch.Tensor:
         logits = self.network(noise)
@@ -128,19 +142,25 @@ class Decoder(OneCall):
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """Latent diffusion: a sampler in the latents of an autoencoder, then its decoder D, `image = D(latent / scale)`.
+    """Latent diffusion: a sampler makes latents, and the decoder D of an autoencoder returns `D(latent / scale)`.
 
-    The noise and its design live in the latents, the images in pixels.
+    The noise and its design have the shape of the latents; the images are in pixels.
 
     Attributes:
         sampler: the generator of scaled latents.
-        autoencoder: a diffusers autoencoder, put in evaluation mode; its configuration holds the scale.
+        autoencoder: a diffusers autoencoder, which is put in evaluation mode; its configuration holds the scale.
         identity: sha256 of the autoencoder's weights, for the record.
 
     Raises:
         ValueError: if the autoencoder has another number of latent channels than the sampler.
 
     Source: Rombach et al., arXiv 2112.10752.
+
+    Examples:
+        >>> import antinb
+        >>> model = antinb.load("fashion-ldm", steps=4)
+        >>> model.sampler.evaluations, model.evaluations
+        (4, 5)
     """
 
     sampler: Integrator
@@ -149,19 +169,19 @@ class Latent:
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit."""
-        wanted, found = self.autoencoder.config.latent_channels, self.shape[0]
+        wanted, found = self.autoencoder.config["latent_channels"], self.shape[0]
         if wanted != found:
             raise ValueError(f"the autoencoder has {wanted} latent channels; got a sampler of {found}")
         self.autoencoder.eval()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one noise, the latents' `(C, H, W)`."""
+        """Shape of one noise, the `(C, H, W)` of the latents."""
         return self.sampler.shape
 
     @property
     def evaluations(self) -> int:
-        """Network calls for one image: the sampler's and one of the decoder."""
+        """Network calls for one image, those of the sampler and one of the decoder."""
         return self.sampler.evaluations + 1
 
     @property
@@ -171,11 +191,11 @@ class Latent:
 
     @property
     def like(self) -> torch.Tensor:
-        """A tensor whose device and floating-point type are followed."""
+        """A tensor that sets the device and dtype."""
         return self.sampler.like
 
     def with_(self, **settings: object) -> Latent:
-        """Return the same model with other settings of its sampler; None keeps what is.
+        """Return the same model with other settings of its sampler; None leaves a setting unchanged.
 
         Raises:
             ValueError: for another setting, or one out of its range.
@@ -192,10 +212,10 @@ class Latent:
             ValueError: as the sampler's `generate`.
         """
         latents = self.sampler.generate(noise, draw=draw, condition=condition)
-        scaled = latents / self.autoencoder.config.scaling_factor
-        return self.autoencoder.decode(scaled.to(self.autoencoder.dtype)).sample.to(latents.dtype)
+        scaled = latents / self.autoencoder.config["scaling_factor"]
+        return self.autoencoder.decode(scaled.to(self.autoencoder.dtype), return_dict=False)[0].to(latents.dtype)
 
     def describe(self) -> dict[str, object]:
-        """Return what the sampler and the autoencoder are, and the network calls of both, for the record."""
+        """Return what determines the images of the sampler and the autoencoder, and the network calls of both."""
         own = {"decoder_sha256": module_hash(self.autoencoder), "evaluations": self.evaluations}
-        return self.sampler.describe() | self.identity | own
+        return {**self.sampler.describe(), **self.identity, **own}

@@ -1,4 +1,4 @@
-"""Diffusion models: a network that predicts noise, or an exact mixture, and the scheduler that integrates it."""
+"""Diffusion models: a network that predicts noise, or an exact mixture, and the scheduler that runs it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from diffusers import (
@@ -21,71 +22,81 @@ from diffusers import (
 from antinb import checks
 from antinb.models.draws import StepNoise, supply
 from antinb.models.exact import Mixture
-from antinb.models.generator import Integrator, Network, Step, check_noise
-from antinb.models.networks import parts, tensors_hash
+from antinb.models.generator import Integrator, Network, Step, check_noise, check_scheduler
+from antinb.models.networks import parts, scheduler, settings, tensors_hash
 
-SCHEDULERS = ("ddim", "ddpm", "dpmsolver++")
+__all__ = ["Diffusion", "from_mixture", "make_scheduler"]
 
 Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
 
 
-def make_scheduler(config: Mapping[str, object], name: str = "ddim", *, clip: bool | None = None) -> Scheduler:
+def make_scheduler(config: Mapping[str, Any], name: str = "ddim", *, clip: bool | None = None) -> Scheduler:
     """Return the diffusers scheduler `name` with the noise levels of `config`.
 
     Args:
         config: configuration of any scheduler of the same model.
         name: `"ddim"` and `"ddpm"` (time steps and variance as in `config`) or `"dpmsolver++"`
             (second-order multistep, time steps spaced evenly).
-        clip: whether each predicted clean image is clipped to [-1, 1]; None keeps what `config` says.
+        clip: whether each predicted clean image is clipped to [-1, 1]; None takes the setting of `config`.
 
     Raises:
-        ValueError: for another scheduler, a model that does not predict noise, or clipping asked of
-            `"dpmsolver++"`, which has none.
+        ValueError: for another scheduler, for a model that does not predict noise, or for clipping with
+            `"dpmsolver++"`, which cannot clip.
+
+    Examples:
+        >>> levels = make_scheduler({"num_train_timesteps": 100}, "ddim").alphas_cumprod
+        >>> len(levels), bool(levels[0] > levels[-1])
+        (100, True)
     """
-    if name not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {SCHEDULERS}; got {name!r}")
+    check_scheduler("diffusion", name)
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(f"the model must predict noise ('epsilon'); got {config['prediction_type']!r}")
-    settings = {key: value for key, value in config.items() if not key.startswith("_")}
     if name == "dpmsolver++":
         if clip:
             raise ValueError("'dpmsolver++' does not clip the predicted image; got clip=True")
         own = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"}
-        return DPMSolverMultistepScheduler.from_config(settings | own | {"clip_sample": False})
-    kind = DDIMScheduler if name == "ddim" else DDPMScheduler
-    return kind.from_config(settings if clip is None else settings | {"clip_sample": clip})
+        return scheduler(DPMSolverMultistepScheduler, {**config, **own, "clip_sample": False})
+    chosen = config if clip is None else {**config, "clip_sample": clip}
+    return scheduler(DDIMScheduler, chosen) if name == "ddim" else scheduler(DDPMScheduler, chosen)
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion(Integrator):
-    """A noise-prediction network and the scheduler that integrates it.
+    """A network that predicts noise and the scheduler that runs it.
 
     One DDIM step is `x <- sqrt(abar') x0 + sqrt(1 - abar' - s^2) e + s w` with `e = predict_noise(x, t)`,
     `x0 = (x - sqrt(1 - abar) e) / sqrt(abar)` and `s` growing with `eta` (arXiv 2010.02502, equations
-    12 and 16); DDPM is the ancestral sampler of arXiv 2006.11239, algorithm 2; the second-order
-    DPM-Solver++ is algorithm 2 of arXiv 2211.01095. All call the network once a step, or twice with
-    guidance, `e = e_null + g (e_condition - e_null)` (arXiv 2207.12598, with `g = 1 + w`).
+    12 and 16). DDPM is the ancestral sampler of arXiv 2006.11239, algorithm 2. DPM-Solver++ of second order
+    is algorithm 2 of arXiv 2211.01095. All of them call the network once a step, or twice with guidance,
+    `e = e_null + g (e_condition - e_null)` (arXiv 2207.12598, with `g = 1 + w`).
 
     Attributes:
         network: `(x (B, C, H, W), t (), condition (B,) or None) -> noise (B, C, H, W)`.
-        config: the noise levels, a configuration of any diffusers scheduler.
+        config: configuration of any diffusers scheduler, for the noise levels.
         shape: `(C, H, W)`.
-        like: a tensor whose device and floating-point type are followed.
+        like: a tensor that sets the device and dtype.
         steps: number of steps.
         scheduler: `"ddim"`, `"ddpm"` or `"dpmsolver++"`.
         clip: as for `make_scheduler`.
         eta: step noise of DDIM, from 0 (none) to 1 (as much as DDPM's).
-        guidance: scale g of classifier-free guidance; 1 is none.
+        guidance: scale g of classifier-free guidance; 1 turns it off.
         null: the class that stands for no condition, where there is one.
         compile: whether the network runs through `torch.compile`, with its weights as constants.
         identity: name and sha256 of the weights, for the record.
+
+    Examples:
+        >>> model = Diffusion(lambda x, t, condition: x, {}, (1, 2, 2), torch.zeros(()), steps=2, clip=False)
+        >>> model.timesteps, model.evaluations
+        ([500, 0], 2)
     """
 
+    kind = "diffusion"
     settings = ("steps", "scheduler", "clip", "eta", "guidance", "compile")
     network: Network
-    config: Mapping[str, object]
+    config: Mapping[str, Any]
     shape: tuple[int, ...]
     like: torch.Tensor
+    _: KW_ONLY
     steps: int = 50
     scheduler: str = "ddim"
     clip: bool | None = None
@@ -116,13 +127,13 @@ class Diffusion(Integrator):
 
     @property
     def levels(self) -> int:
-        """Noise levels that the model knows, counted from 0, the data."""
+        """Number of noise levels that the model knows; level 0 is next to the data."""
         return len(self._fresh_scheduler.alphas_cumprod)
 
     def predict_noise(
         self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the noise `eps_t(x)` that the sampler uses, `(B, C, H, W)` to the same; `t` counts from 0, the data.
+        """Return the noise `eps_t(x)` that the sampler uses, `(B, C, H, W)` to the same; t = 0 is next to the data.
 
         Raises:
             ValueError: if `x` or the network's output has another shape, or guidance lacks a condition.
@@ -133,19 +144,15 @@ class Diffusion(Integrator):
     @property
     def timesteps(self) -> list[int]:
         """The noise levels that the steps start from, the noise end first."""
-        scheduler = self._scheduler()
-        scheduler.set_timesteps(self.steps)
-        return scheduler.timesteps.tolist()
+        solver = self._scheduler()
+        solver.set_timesteps(self.steps)
+        return solver.timesteps.tolist()
 
     def describe(self) -> dict[str, object]:
-        """Return model, weights, scheduler and its settings, steps, network calls and clipping, for the record."""
-        settings = self._scheduler().config
-        return {
-            **self._record(),
-            "eta": self.eta,
-            "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
-            "clip_sample": settings["clip_sample"],
-        }
+        """Return model, weights, scheduler and its settings, steps, network calls and clipping."""
+        config = settings(self._scheduler().config)
+        own = {"eta": self.eta, "scheduler_config": config, "clip_sample": config["clip_sample"]}
+        return self._record() | own
 
     def noised(self, images: torch.Tensor, noise: torch.Tensor, first: int) -> torch.Tensor:
         """Return the states `sqrt(abar) x + sqrt(1 - abar) n` that step `first` starts from, `(B, C, H, W)` twice."""
@@ -156,15 +163,15 @@ class Diffusion(Integrator):
     def _run(
         self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None, first: int = 0
     ) -> Iterator[Step]:
-        scheduler, numbers = self._scheduler(), itertools.count(1)
-        scheduler.set_timesteps(self.steps)
+        solver, numbers = self._scheduler(), itertools.count(1)
+        solver.set_timesteps(self.steps)
         stochastic = self.scheduler == "ddpm" or self.eta > 0
-        step = partial(scheduler.step, eta=self.eta) if self.scheduler == "ddim" else scheduler.step
-        x = self._start(noise) * scheduler.init_noise_sigma
-        for t in scheduler.timesteps[first:]:
-            eps = self.predict_noise(scheduler.scale_model_input(x, t), t, condition)
+        step = partial(solver.step, eta=self.eta) if isinstance(solver, DDIMScheduler) else solver.step
+        x = self._start(noise) * solver.init_noise_sigma
+        for t in solver.timesteps[first:]:
+            eps = self.predict_noise(solver.scale_model_input(x, int(t)), t, condition)
             with supply(len(x), draw, numbers) if stochastic else nullcontext():
-                following = step(eps, t, x).prev_sample
+                following = step(eps, int(t), x, return_dict=False)[0]
             yield x, eps, following
             x = following
 
@@ -176,13 +183,13 @@ class Diffusion(Integrator):
         return copy.deepcopy(self._fresh_scheduler)
 
 
-def steps_of(config: Mapping[str, object]) -> int:
+def steps_of(config: Mapping[str, Any]) -> int:
     """Return the default number of steps: 50, or all of a model's levels if there are fewer."""
     return min(50, len(make_scheduler(config).alphas_cumprod))
 
 
 def from_network(
-    network: UNet2DModel | DiTTransformer2DModel, config: Mapping[str, object], **identity: object
+    network: UNet2DModel | DiTTransformer2DModel, config: Mapping[str, Any], **identity: object
 ) -> Diffusion:
     """Return the generator of a diffusers network that predicts noise; `config` is its scheduler's.
 
@@ -192,13 +199,17 @@ def from_network(
     return Diffusion(config=config, steps=steps_of(config), **parts(network, **identity))
 
 
-def from_mixture(
-    mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, object], **identity: object
-) -> Diffusion:
-    """Return the generator of an exact mixture whose `(d,)` is laid out as `shape`; it does not clip.
+def from_mixture(mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, Any], **identity: object) -> Diffusion:
+    """Return the generator of an exact mixture whose `(d,)` values are laid out as `shape`; it does not clip.
 
     Raises:
-        ValueError: if the shape does not hold the mixture's dimension.
+        ValueError: if the shape does not have as many values as the mixture has dimensions.
+
+    Examples:
+        >>> from antinb import exact
+        >>> bell = exact.two_component(torch.zeros(4), torch.zeros(4))
+        >>> from_mixture(bell, (1, 2, 2), {}).with_(steps=5).evaluations
+        5
     """
     if torch.Size(checks.shape(shape)).numel() != len(mixture.mean):
         raise ValueError(f"the mixture has dimension {len(mixture.mean)}; got shape {tuple(shape)}")
@@ -210,4 +221,5 @@ def from_mixture(
         return mixture.predict_noise(x.flatten(1), levels[t]).unflatten(1, x.shape[1:])
 
     identity["network_sha256"] = tensors_hash(vars(mixture))
-    return Diffusion(network, config, tuple(shape), mixture.means, steps_of(config), clip=False, identity=identity)
+    steps = steps_of(config)
+    return Diffusion(network, config, tuple(shape), mixture.means, steps=steps, clip=False, identity=identity)

@@ -1,4 +1,4 @@
-"""Every normal tensor that an unchanged PyTorch program draws, taken from a noise design instead."""
+"""The random numbers that an unchanged PyTorch program draws are taken from a noise design instead."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from antinb.noise import Design
 
+__all__ = ["StepNoise", "using"]
+
 NORMAL = {torch.ops.aten.randn, torch.ops.aten.randn_like, torch.ops.aten.normal, torch.ops.aten.normal_}
 UNIFORM = {torch.ops.aten.rand, torch.ops.aten.rand_like, torch.ops.aten.uniform, torch.ops.aten.uniform_}
 TOLERANCE = 0.01  # of the check at the network's first input; bfloat16 rounds by 0.004
@@ -25,7 +27,7 @@ StepNoise = Callable[[int, tuple[int, ...]], torch.Tensor]
 
 
 def rows(design: Design, shape: tuple[int, ...], *, seed: int, units: Sequence[int], stream: int = 0) -> torch.Tensor:
-    """Return the noise of some units as a batch, `(units * members, *shape)`, the members of a unit together."""
+    """Return the noise of some units as a batch, `(units * members, *shape)`, with the members of a unit together."""
     values = design.draw(shape or (1,), seed=seed, units=units, stream=stream)
     return torch.from_numpy(values).reshape(-1, *shape)
 
@@ -41,28 +43,29 @@ def using(
 ) -> Iterator[None]:
     """Draw every normal tensor of the enclosed program from a design, stream after stream.
 
-    The k-th tensor `(units * members, ...)` that the program draws is stream k of the design, the
-    members of a unit next to each other: `mean + std w` with `w` from the design, for `randn`,
-    `randn_like`, `normal_` and `torch.normal`. Uniform numbers are `Phi(w)`, hence `u` and `1 - u`
-    in an antithetic pair. A whole batch of draws `(1, ...)`, from a list of as many generators, fills
-    one stream row by row. **The program's own generators and seeds are ignored.**
+    The k-th tensor `(units * members, ...)` that the program draws is stream k of the design, with the
+    members of a unit next to each other. `randn`, `randn_like`, `normal_` and `torch.normal` return
+    `mean + std w` with `w` from the design. Uniform numbers are `Phi(w)`, so an antithetic pair gets `u`
+    and `1 - u`. A program may also draw `(1, ...)` from each of a list of generators, one a row: these
+    draws fill one stream row by row. **The program's own generators and seeds are ignored.**
 
-    Draws of numpy and of other threads are beyond reach; with `network`, the first input of that
-    module must be the design's first stream, up to scale and to what all members of a unit (or, of
-    a design with one member, all rows) have in common.
+    Draws by numpy or in other threads cannot be replaced. To notice them, pass `network`: the first input
+    of that module must be the design's first stream, up to a scale and up to a part that all members of a
+    unit have in common (all rows, if the design has one member).
 
     Args:
-        design: from `antinb.noise`.
-        seed: non-negative integer; it is the only seed that counts.
-        units: unit numbers of the batch, all of them if None.
+        design: a design from `antinb.noise`.
+        seed: non-negative integer, the only seed that counts.
+        units: unit numbers of the batch, or all of them if None.
         shared: shapes of draws that are the same for the whole batch, such as a fixed projection.
-        network: the denoiser, or whatever takes the initial noise first.
+        network: the denoiser, or whichever module takes the initial noise first.
 
     Raises:
-        ValueError: inside, for a draw of another shape, another random operation (`randint`,
-            `bernoulli`, dropout, ...), a module in training mode, a generator that is reseeded
-            between draws, nested use, or a network whose first input is not the design's noise; at
-            the end, if nothing was drawn or a batch of draws `(1, ...)` is incomplete.
+        ValueError: inside the block, if a draw has another shape, the program calls another random
+            operation (`randint`, `bernoulli`, dropout, ...), a module is in training mode, a generator
+            is reseeded between draws, blocks are nested, or the network's first input is not the
+            design's noise; at the end of the block, if nothing was drawn or a batch of draws `(1, ...)`
+            is incomplete.
 
     Examples:
         >>> import torch
@@ -94,11 +97,11 @@ def using(
 
 
 class Draws(TorchDispatchMode):
-    """The dispatch mode behind `using`: `source(stream, shape)` gives `(rows, *shape)`.
+    """The dispatch mode behind `using`, in which `source(stream, shape)` returns the numbers `(rows, *shape)`.
 
     Attributes:
         rows: first axis of every draw.
-        shared: draws that are the same for all rows, from `seed`: their shapes, or their numbers among all draws.
+        shared: draws that are the same for all rows and come from `seed`, given by shape or by number among all draws.
         drawn: number of draws so far.
         streams: number of streams drawn so far.
         start: the numbers of stream 0.
@@ -109,7 +112,8 @@ class Draws(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.source, self.rows, self.shared, self.seed = source, rows, set(shared), seed
-        self.drawn, self.streams, self.start = 0, 0, None
+        self.drawn, self.streams = 0, 0
+        self.start: torch.Tensor | None = None
         self._pending: list[torch.Tensor] = []
         self._row_generators: list[torch.Generator] = []
         self._common = 0
@@ -216,9 +220,9 @@ class Draws(TorchDispatchMode):
 
 
 class FirstInput:
-    """Forward pre-hook that looks once at a network's first input: is it the start, up to scale?
+    """Forward pre-hook that checks once that a network's first input is the start, up to a scale.
 
-    What the rows of a group have in common is left out of the comparison, unless the group is one row.
+    A part that all rows of a group have in common is left out of the comparison, unless a group is one row.
     """
 
     def __init__(self, rows: int, start: Callable[[], torch.Tensor | None], group: int) -> None:
@@ -233,14 +237,28 @@ class FirstInput:
         self.seen, start, name = True, self.start(), type(module).__name__
         if start is None or not inputs or inputs[0][: self.rows].numel() != start.numel():
             raise ValueError(f"{name} got an input that no draw of {self.rows} rows went into: {BEYOND}")
-        x, z = (self._deviations(value) for value in (inputs[0][: self.rows], start))
+        x, z = (self._deviations(value) for value in (inputs[0], start))
         scale = (x * z).sum() / z.square().sum()
-        if not (x - scale * z).norm() < TOLERANCE * (scale * z).norm():
-            raise ValueError(f"the first input of {name} is not the design's noise: {BEYOND}")
+        check_first_input(module, x if scale else None, scale * z)
 
     def _deviations(self, values: torch.Tensor) -> torch.Tensor:
-        groups = values.detach().cpu().double().reshape(-1, self.group, values[0].numel())
+        groups = flat(values, self.rows).unflatten(0, (-1, self.group))
         return groups - groups.mean(1, keepdim=True) if self.group > 1 else groups
+
+
+def check_first_input(network: torch.nn.Module, found: torch.Tensor | None, noise: torch.Tensor) -> None:
+    """Refuse a network's first input if the noise found in it is None, or not the noise up to the rounding of halves.
+
+    Raises:
+        ValueError: if so.
+    """
+    if found is None or not (found - noise).norm() <= TOLERANCE * noise.norm():
+        raise ValueError(f"the first input of {type(network).__name__} is not the design's noise: {BEYOND}")
+
+
+def flat(values: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return the first rows of a tensor, flat, in double precision on the CPU."""
+    return values[:rows].detach().cpu().double().flatten(1)
 
 
 def supply(
@@ -250,9 +268,9 @@ def supply(
     start: torch.Tensor | None = None,
     shared: Iterable[int] = (),
 ) -> Draws:
-    """Return the mode in which the draws of `rows` rows are the streams `numbers`: stream 0 is `start`.
+    """Return the mode in which draws of `rows` rows are the streams `numbers` of `draw`, with `start` as stream 0.
 
-    The draws that `shared` counts, from 0, are the same for all rows and all calls.
+    The draws whose numbers, counted from 0, are in `shared` are the same for all rows and all calls.
 
     Raises:
         ValueError: inside, if step noise is drawn and there is no `draw`, or a stream has not the shape drawn.
@@ -260,9 +278,12 @@ def supply(
 
     def source(_: int, shape: tuple[int, ...]) -> torch.Tensor:
         number = next(numbers)
-        if number and draw is None:
+        if number == 0 and start is not None:
+            noise = start
+        elif draw is not None:
+            noise = draw(number, shape)
+        else:
             raise ValueError("the sampler draws step noise: it needs draw=, which antinb.sample gives")
-        noise = draw(number, shape) if number else start
         if noise.shape != (rows, *shape):
             raise ValueError(f"the program draws {(rows, *shape)} as stream {number}; got {tuple(noise.shape)}")
         return noise

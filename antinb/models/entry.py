@@ -1,18 +1,21 @@
-"""Where the noise enters a program of others, found by asking it, not by knowing it.
+"""Find where the noise enters someone else's program by running it, without knowing its code.
 
-The program is run up to the first call of its network, with code numbers in the place of the noise: the
-network's input then tells which number of the noise went where, at what scale, and beside what else. Packed
-latents, scaled latents, latents mixed with an image or stacked on a mask are all of that kind.
+The program runs up to the first call of its network, with code numbers in place of the noise. The network's
+input then shows where each number of the noise went, at what scale, and what else is there. This covers packed
+latents, scaled latents, and latents mixed with an image or stacked on a mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from antinb.models.draws import BEYOND, TOLERANCE, Draws
+from antinb.models.draws import Draws, check_first_input, flat
+
+__all__ = ["Entry", "find"]
 
 BASE, DIGITS = 64, 4  # codes that survive half precision
 ROWS = 2 + DIGITS  # a batch of zeros, ones and the digits of each number's place
@@ -24,12 +27,18 @@ class Entry:
 
     Attributes:
         shape: shape of one noise, as the program draws it.
-        shared: the draws before the network that do not depend on the batch, by their numbers.
-        key: which argument of the network takes the noise: a position or a name.
-        where: places in the flattened input, `(d,)`.
-        place: the place of the noise that goes to each of them, `(d,)`, every one once.
-        scale: what it is multiplied with, `(d,)`.
-        rest: what is there without noise, flattened.
+        shared: numbers of the draws before the network's call that do not depend on the batch.
+        key: position or name of the network's argument that takes the noise.
+        where: places in the flattened input that take noise, `(d,)`.
+        place: for each of them, the place in the flattened noise that it takes, `(d,)`, each exactly once.
+        scale: the factor of the noise at each place, `(d,)`.
+        rest: the flattened input without noise.
+
+    Examples:
+        >>> network = torch.nn.Identity().eval()
+        >>> entry = find(lambda rows: network(1 + 3 * torch.randn(rows, 2)), network, "the program")
+        >>> entry.scale.tolist(), entry.rest.tolist()
+        ([3.0, 3.0], [1.0, 1.0])
     """
 
     shape: tuple[int, ...]
@@ -41,30 +50,32 @@ class Entry:
     rest: torch.Tensor
 
     def check(self, network: torch.nn.Module, inputs: Mapping[int | str, object], noise: torch.Tensor) -> None:
-        """Refuse a first input, `(rows, ...)` or a multiple, in which the noise `(rows, *shape)` is not where it was.
+        """Refuse a first input, `(rows, ...)` or a multiple of the rows, that does not hold the noise `(rows, *shape)`.
 
         Raises:
-            ValueError: if it is not, up to the rounding of half precision.
+            ValueError: if the noise is not in its place, up to the rounding of half precision.
         """
-        value = inputs.get(self.key)
-        fits = isinstance(value, torch.Tensor) and value[: len(noise)].numel() == len(noise) * self.rest.numel()
-        if fits:
-            found = _rows(value, len(noise))[:, self.where] - self.rest[self.where]
-            wanted = self.scale * _rows(noise, len(noise))[:, self.place]
-        if not fits or not (found - wanted).norm() <= TOLERANCE * wanted.norm():
-            raise ValueError(f"the first input of {type(network).__name__} is not the design's noise: {BEYOND}")
+        value, rows, found = inputs.get(self.key), len(noise), None
+        if isinstance(value, torch.Tensor) and value[:rows].numel() == rows * self.rest.numel():
+            found = flat(value, rows)[:, self.where] - self.rest[self.where]
+        check_first_input(network, found, self.scale * flat(noise, rows)[:, self.place])
 
 
 def find(run: Callable[[int], object], network: torch.nn.Module, name: str) -> Entry:
-    """Return where the first tensor `(rows, ...)` that `run(rows)` draws enters the network, which is not run.
+    """Return where the first tensor `(rows, ...)` that `run(rows)` draws enters the network; the network is not run.
 
     Args:
-        run: the program, given a number of images.
+        run: the program, as a function of the number of images.
         network: the module that takes the noise first, in evaluation mode.
-        name: what the program is called, for messages.
+        name: name of the program, for error messages.
 
     Raises:
         ValueError: if the program does not call the network, or its noise does not reach it number by number.
+
+    Examples:
+        >>> network = torch.nn.Identity().eval()
+        >>> find(lambda rows: network(torch.randn(rows, 3, 4, 4).flip(-1)), network, "the program").shape
+        (3, 4, 4)
     """
     probe = _Probe()
 
@@ -84,7 +95,7 @@ def find(run: Callable[[int], object], network: torch.nn.Module, name: str) -> E
     if probe.start is None:
         raise ValueError(f"{name} cannot be paired: it draws no noise before its network is called")
     batches = {
-        key: _rows(value, ROWS)
+        key: flat(value, ROWS)
         for key, value in inputs.items()
         if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) % ROWS == 0
     }
@@ -94,34 +105,32 @@ def find(run: Callable[[int], object], network: torch.nn.Module, name: str) -> E
     zeros, ones, *digits = batches[key]
     where = (ones - zeros).nonzero().flatten()
     scale = (ones - zeros)[where]
-    digits = [((digit - zeros)[where] / scale).round().long() for digit in digits]
-    place = sum(digit * BASE**power for power, digit in enumerate(digits))
+    powers = BASE ** torch.arange(DIGITS)[:, None]
+    place = (((torch.stack(digits) - zeros)[:, where] / scale).round().long() * powers).sum(0)
     if not torch.equal(place.sort().values, torch.arange(probe.start[0].numel())):
         raise ValueError(f"{name} cannot be paired: its noise is mixed before it reaches the network")
-    return Entry(tuple(probe.start.shape[1:]), frozenset(probe.shared), key, where, place, scale, zeros)
+    return Entry(tuple(probe.start.shape[1:]), frozenset(probe.single), key, where, place, scale, zeros)
 
 
-def named(args: tuple, kwargs: dict) -> dict[int | str, object]:
+def named(args: tuple, kwargs: dict) -> dict[int | str, Any]:
     """Return the arguments of a call by position or name."""
     return {**dict(enumerate(args)), **kwargs}
 
 
-def _rows(values: torch.Tensor, rows: int) -> torch.Tensor:
-    return values[:rows].detach().cpu().double().flatten(1)
-
-
 class _Reached(Exception):  # noqa: N818
-    """The network was called: its inputs."""
+    """The network was called; the argument holds its inputs."""
 
 
 class _Probe(Draws):
-    """Code numbers for the first batch that is drawn, nothing for the others; draws of one row are shared."""
+    """Draw code numbers for the first batch and zeros for the others; draws of one row are shared."""
 
     def __init__(self) -> None:
         super().__init__(_codes, ROWS)
+        self.single: set[int] = set()
 
     def _next(self, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
         if shape[:1] == (1,):
+            self.single.add(self.drawn)
             self.shared.add(self.drawn)
         return super()._next(shape, generator)
 

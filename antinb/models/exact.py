@@ -1,4 +1,4 @@
-"""Gaussian mixtures whose diffusion is known in closed form: the ground truth of tests and tutorials."""
+"""Gaussian mixtures and functions with closed forms, which are the ground truth of tests and tutorials."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import torch
 
 from antinb import checks
 
+__all__ = ["DenseMixture", "Mixture", "parity", "two_component"]
+
 NEGLIGIBLE = 1e-12  # weight of a component
 
 
 class Mixture:
     r"""A mixture of low-rank Gaussians, `p(x) = sum_k w_k N(x; mu_k, W_k W_k' + v_k I)`.
 
-    Diffused to the level `abar`, `x_t = sqrt(abar) x + sqrt(1 - abar) e`, it stays such a mixture:
-    the means shrink by `sqrt(abar)`, the spreads by `abar`, and `v` becomes `abar v + 1 - abar`.
+    Diffused to the level `abar`, `x_t = sqrt(abar) x + sqrt(1 - abar) e`, it is still such a mixture: the means
+    shrink by `sqrt(abar)`, the spreads by `abar`, and `v` becomes `abar v + 1 - abar`.
 
     Args:
         weights: `(K,)`, positive; they are scaled to sum to one.
@@ -26,6 +28,12 @@ class Mixture:
 
     Raises:
         ValueError: if the shapes do not fit or a weight or variance is not positive.
+
+    Examples:
+        >>> means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> mixture = Mixture(torch.ones(2), means, torch.zeros(2, 2, 0), torch.ones(2))
+        >>> mixture.mean.tolist(), mixture.score(torch.tensor([[0.0, 2.0]])).tolist()
+        ([0.0, 0.0], [[0.0, -2.0]])
     """
 
     def __init__(
@@ -44,10 +52,12 @@ class Mixture:
         self.basis, spread, _ = torch.linalg.svd(factors, full_matrices=False)
         self.spread = spread.square()
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Mixture:
+    def to(self, place: torch.device | torch.dtype | str) -> Mixture:
         """Return the mixture on another device or in another floating-point type, as `Tensor.to` does."""
         tensors = (self.weights, self.means, self.factors, self.variances)
-        return Mixture(*(tensor.to(*args) for tensor in tensors))
+        if isinstance(place, torch.dtype):
+            return Mixture(*(tensor.to(dtype=place) for tensor in tensors))
+        return Mixture(*(tensor.to(device=place) for tensor in tensors))
 
     @property
     def mean(self) -> torch.Tensor:
@@ -90,8 +100,8 @@ class Mixture:
         r"""Return `|score(x) + x|^2` at `count` draws x from `p_t`, `(count,)`.
 
         Their mean is the Fisher information relative to N(0, I). Under the Ornstein-Uhlenbeck process,
-        `abar = exp(-2t)`, it is at most `abar` times that at `abar = 1`: noise takes the score to `-x`,
-        which is odd.
+        `abar = exp(-2t)`, it is at most `abar` times its value at `abar = 1`, because noise pulls the score
+        towards `-x`, which is odd.
 
         Source: Jia et al., arXiv 2506.06185, section 3.
         """
@@ -101,14 +111,14 @@ class Mixture:
         return (self.score(x, abar) + x).square().sum(1)
 
     def posterior(self, matrix: torch.Tensor, measurement: torch.Tensor, sigma: float) -> DenseMixture:
-        r"""Return the law of x given `y = A x + sigma e`, a mixture again.
+        r"""Return the distribution of x given `y = A x + sigma e`, which is a mixture again.
 
-        With `S_k = W_k W_k' + v_k I` and the gain `K = S_k A' (A S_k A' + sigma^2 I)^-1` a component has the mean
+        With `S_k = W_k W_k' + v_k I` and the gain `K = S_k A' (A S_k A' + sigma^2 I)^-1`, a component has the mean
         `mu_k + K (y - A mu_k)`, the covariance `S_k - K A S_k` and a weight in proportion to
-        `w_k N(y; A mu_k, A S_k A' + sigma^2 I)`. Components of a weight below 1e-12 are left out.
+        `w_k N(y; A mu_k, A S_k A' + sigma^2 I)`. Components with a weight below 1e-12 are left out.
 
         Args:
-            matrix: A, `(m, d)`, such as `antinb.operators.matrix` gives.
+            matrix: A, `(m, d)`, for example from `antinb.operators.matrix`.
             measurement: y, m values in any shape.
             sigma: standard deviation of the measurement's noise, positive.
 
@@ -163,11 +173,11 @@ class Mixture:
 
 
 class DenseMixture:
-    r"""A mixture of Gaussians with any covariances, `p(x) = sum_k w_k N(x; m_k, C_k)`: a map from noise to draws.
+    r"""A mixture of Gaussians with any covariances, `p(x) = sum_k w_k N(x; m_k, C_k)`, as a map from noise to draws.
 
-    Called with noise `(B, ...)` of d values a row it returns `m_k + C_k^(1/2) z`, of the same shape, the root
-    symmetric. Of several components one is drawn by `torch.rand`, which `antinb.sample` takes from the design:
-    `antinb.load(mixture, shape=(C, H, W))` is its generator.
+    Called with noise `(B, ...)` of d values a row, it returns `m_k + C_k^(1/2) z` of the same shape, with the
+    symmetric root. If there are several components, `torch.rand` draws one, and `antinb.sample` takes these numbers
+    from the design. `antinb.load(mixture, shape=(C, H, W))` returns its generator.
 
     Args:
         weights: `(K,)`, positive; they are scaled to sum to one.
@@ -176,6 +186,11 @@ class DenseMixture:
 
     Raises:
         ValueError: if the shapes do not fit, a weight is not positive or a covariance has a negative eigenvalue.
+
+    Examples:
+        >>> bell = DenseMixture(torch.ones(1), torch.zeros(1, 4), 9 * torch.eye(4)[None])
+        >>> bell(torch.ones(2, 1, 2, 2)).flatten(1)[0].tolist()
+        [3.0, 3.0, 3.0, 3.0]
     """
 
     def __init__(self, weights: torch.Tensor, means: torch.Tensor, covariances: torch.Tensor) -> None:
@@ -215,9 +230,9 @@ class DenseMixture:
         return float(self.weights @ distance.mean(1))
 
     def absolute_error(self, truth: torch.Tensor) -> float:
-        r"""Return the expected `mean |x - truth|` over d values, each a folded normal's.
+        r"""Return the expected `mean |x - truth|` over d values, where each term is a folded normal.
 
-        With distance a and standard deviation s it is `s sqrt(2 / pi) exp(-a^2 / (2 s^2)) + a erf(a / (s sqrt 2))`.
+        With the distance a and standard deviation s it is `s sqrt(2 / pi) exp(-a^2 / (2 s^2)) + a erf(a / (s sqrt 2))`.
         """
         a = self.means - truth.flatten().to(self.means)
         s = self._variances.clamp(min=torch.finfo(a.dtype).tiny).sqrt()
@@ -232,12 +247,16 @@ class DenseMixture:
 def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float = 0.5, variance: float = 0.1) -> Mixture:
     """Return `weight N(centre + offset, v I) + (1 - weight) N(centre - offset, v I)`, centre and offset `(d,)`.
 
-    With equal weights it is symmetric about the centre, and its score affine antisymmetric about
-    `sqrt(abar) centre`, not about 0; with other weights about no point; with offset 0 it is one
+    With equal weights it is symmetric about the centre, and its score is affine antisymmetric about
+    `sqrt(abar) centre`, not about 0. With other weights there is no such point. With offset 0 it is one
     Gaussian, whose score is affine.
 
     Raises:
         ValueError: if the weight is not in (0, 1), the variance is not positive or the shapes differ.
+
+    Examples:
+        >>> two_component(torch.zeros(3), torch.ones(3), weight=0.75).mean.tolist()
+        [0.5, 0.5, 0.5]
     """
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1); got {weight!r}")
@@ -251,11 +270,15 @@ def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float =
 def parity(odd_share: float) -> Callable[..., torch.Tensor]:
     """Return `f(x) = sqrt(p) x + 2 sqrt(1 - p) |x|`, whose slices all have the affine-antisymmetry score p.
 
-    On [-1, 1] the variance of `s` is 1/3 and that of `|s|` 1/12. p = 0 is an even function, p = 1 an odd
-    one. It takes the arguments of a network, `(x, t, condition)`, of which the last two do nothing.
+    On [-1, 1] the variance of `s` is 1/3 and that of `|s|` is 1/12. The function is even for p = 0 and odd for
+    p = 1. It takes the arguments of a network, `(x, t, condition)`, and ignores the last two.
 
     Raises:
         ValueError: if the share is not from 0 to 1.
+
+    Examples:
+        >>> parity(1.0)(torch.tensor([-0.5, 0.5])).tolist()
+        [-0.5, 0.5]
     """
     share = checks.number("odd_share", odd_share, 0, 1)
     return lambda x, t=None, condition=None: math.sqrt(share) * x + 2 * math.sqrt(1 - share) * x.abs()

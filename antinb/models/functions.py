@@ -1,6 +1,6 @@
-"""Any callable as a generator: a function, a network, one call of somebody else's sampler.
+"""Any callable as a generator, be it a function, a network or one call of somebody else's sampler.
 
-What it draws while it runs is its step noise, and comes from `draw` (see `antinb.draws`).
+The random numbers that it draws while it runs are its step noise and come from `draw` (see `antinb.draws`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ from antinb.models.draws import StepNoise, supply
 from antinb.models.generator import check_noise
 from antinb.models.networks import module_hash
 
+__all__ = ["Function"]
+
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`; one network call an image.
+    """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`, counted as one network call an image.
 
-    What it draws itself is step noise: see `antinb.draws` for the draws that are understood.
+    The random numbers that it draws itself are step noise; `antinb.draws` says which draws are understood.
 
     Raises:
         ValueError: if the shape is not of positive integers, or the function returns no such images.
+
+    Examples:
+        >>> model = Function(torch.tanh, (1, 4, 4))
+        >>> model.generate(torch.zeros(2, 1, 4, 4)).shape
+        torch.Size([2, 1, 4, 4])
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -36,7 +43,7 @@ class Function:
     evaluations: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a shape that is none."""
+        """Refuse a shape that is not of positive integers."""
         object.__setattr__(self, "shape", checks.shape(self.shape))
 
     @torch.no_grad()
@@ -47,7 +54,7 @@ class Function:
         check_noise(noise, self.shape)
         arguments = [noise] if condition is None else [noise, condition]
         if condition is not None and not self._takes(*arguments):
-            raise ValueError(f"{self.describe()['model']} takes no condition; got {condition.tolist()}")
+            raise ValueError(f"{_name(self.function)} takes no condition; got {condition.tolist()}")
         with supply(len(noise), draw, itertools.count(1)) as mode:
             images = self.function(*(argument.to(self.device) for argument in arguments))
         mode.finish()
@@ -64,11 +71,15 @@ class Function:
         return True
 
     def describe(self) -> dict[str, object]:
-        """Return what the function is called, the weights of a module, shape and network calls, for the record.
+        """Return the function's name, the weights of a module, shape and network calls.
 
-        What a function remembers besides, in a closure or in globals, is not recorded.
+        Values that a function holds in a closure or in globals are not recorded.
         """
-        record = {"model": _name(self.function), "shape": list(self.shape), "evaluations": self.evaluations}
+        record: dict[str, object] = {
+            "model": _name(self.function),
+            "shape": list(self.shape),
+            "evaluations": self.evaluations,
+        }
         if isinstance(self.function, nn.Module):
             record["network_sha256"] = module_hash(self.function)
         return record | {"clip_image": False}

@@ -1,42 +1,62 @@
-"""Noise to images behind one contract, whatever the model.
+"""The contract that every model keeps, from noise to images, and the base class of samplers with steps.
 
 A generator has `shape`, the shape of one noise `(C, H, W)`, and `evaluations`, its network calls
-for one image. `generate(noise (B, *shape), draw=None, condition=None)` returns images `(B, C, H, W)`:
--1 is black, 1 is white. A stochastic sampler takes its step noise from `draw(stream, shape)`, streams
-1, 2, ... in order, `(B, *shape)` each: the images are a function of the noise alone. `describe()`
-says what it is, for the record.
+for one image. `generate(noise (B, *shape), draw=None, condition=None)` returns images `(B, C, H, W)`,
+in which -1 is black and 1 is white. A stochastic sampler takes its step noise from
+`draw(stream, shape)`, streams 1, 2, ... in order, `(B, *shape)` each, so that the images are a
+function of the noise alone. `describe()` returns what determines the images.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import Field, replace
 from functools import cached_property
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
 from antinb import checks
+from antinb.models import SCHEDULERS
 from antinb.models.draws import StepNoise
+
+__all__ = ["Generator", "Integrator", "Network"]
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Generator(Protocol):
-    """What `antinb.sample` asks of a generator."""
+    """What `antinb.sample` needs of a model.
 
-    shape: tuple[int, ...]
-    evaluations: int
+    Examples:
+        >>> import antinb
+        >>> from antinb.models.generator import Generator
+        >>> model: Generator = antinb.load("fashion-mixture", steps=5)
+        >>> model.generate(torch.zeros(2, *model.shape)).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one noise."""
+        ...
+
+    @property
+    def evaluations(self) -> int:
+        """Network calls for one image."""
+        ...
 
     def generate(
         self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the images of the noise, `(B, *shape)` to `(B, C, H, W)`."""
+        ...
 
     def describe(self) -> dict[str, object]:
         """Return what determines the images, as values that JSON can hold."""
+        ...
 
 
 def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
@@ -45,12 +65,28 @@ def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"the generator takes noise (B, {', '.join(map(str, shape))}); got {tuple(noise.shape)}")
 
 
+def check_scheduler(kind: str, name: str) -> None:
+    """Refuse a scheduler that is not one of those for the kind of model."""
+    if name not in SCHEDULERS[kind]:
+        raise ValueError(f"scheduler must be one of {SCHEDULERS[kind]}; got {name!r}")
+
+
 class Integrator(ABC):
-    """A generator that calls `network` step after step, with guidance twice; its subclasses are dataclasses.
+    """A generator that calls `network` at every step, or twice a step with guidance.
 
     With guidance g the output is `f_null + g (f_condition - f_null)` (arXiv 2207.12598, with `g = 1 + w`).
+    The subclasses are dataclasses.
+
+    Examples:
+        >>> import antinb
+        >>> model = antinb.load("fashion-mixture", steps=3)
+        >>> images, parts = model.trajectory(torch.zeros(2, *model.shape))
+        >>> parts["state"].shape
+        torch.Size([2, 3, 1, 28, 28])
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    kind: ClassVar[str]
     settings: ClassVar[tuple[str, ...]]
     network: Network
     shape: tuple[int, ...]
@@ -69,12 +105,21 @@ class Integrator(ABC):
         """Yield the state, the predicted noise and the next state of each step from `first` on."""
 
     @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Network calls for one image."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, object]:
+        """Return what determines the images, as values that JSON can hold."""
+
+    @property
     def calls(self) -> int:
-        """Network calls for one output: two with guidance."""
+        """Network calls for one output, two with guidance."""
         return 1 if self.guidance == 1 else 2
 
     def with_(self, **settings: object) -> Self:
-        """Return the same network with other values of its `settings`; None keeps what is.
+        """Return the same network with other values of its `settings`; None leaves a setting unchanged.
 
         Raises:
             ValueError: for another setting, or one out of its range.
@@ -90,8 +135,8 @@ class Integrator(ABC):
         """Return the images of the noise, `(B, C, H, W)` to the same, unclipped.
 
         Raises:
-            ValueError: if the noise or the network's output has another shape, the condition is none of the
-                network's, or a stochastic sampler is given no `draw`.
+            ValueError: if the noise or the network's output has another shape, the network does not know the
+                condition, or a stochastic sampler is given no `draw`.
         """
         return self.resume(noise, 0, draw=draw, condition=condition)
 
@@ -103,16 +148,17 @@ class Integrator(ABC):
         draw: StepNoise | None = None,
         condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the images that the steps from number `first` on, counted from 0, make of the states before them.
+        """Return the images of a run that starts from the states before step `first`, counted from 0.
 
-        Streams of step noise are counted from 1 again.
+        The streams of step noise are counted from 1 again.
 
         Raises:
             ValueError: as `generate`, or if there is no such step.
         """
         checks.integer("the first step", first, 0, self.steps - 1)
-        for *_, following in self._run(states, draw, condition, first):
-            images = following
+        images = states
+        for step in self._run(states, draw, condition, first):
+            images = step[-1]
         return images
 
     def trajectory(
@@ -127,9 +173,9 @@ class Integrator(ABC):
         return following[-1], {"state": torch.stack(states, 1), "predicted_noise": torch.stack(predicted, 1)}
 
     def _check(self, most: int) -> None:
-        """Refuse impossible settings: `steps` from 1 to `most`, `guidance` and `compile`."""
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= most:
-            raise ValueError(f"steps must be an integer from 1 to {most}; got {self.steps!r}")
+        """Refuse settings that are out of range; `steps` goes from 1 to `most`."""
+        check_scheduler(self.kind, self.scheduler)
+        object.__setattr__(self, "steps", checks.integer("steps", self.steps, 1, most))
         if not isinstance(self.compile, bool):
             raise ValueError(f"compile must be True or False; got {self.compile!r}")
         checks.number("guidance", self.guidance, 0, 1e6)
@@ -138,7 +184,7 @@ class Integrator(ABC):
 
     def _guided(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         """Return the network's output, with guidance extrapolated from that of the null class."""
-        if self.guidance == 1:
+        if self.guidance == 1 or self.null is None:  # `_check` refuses guidance without a null class
             return self._output(x, t, condition)
         if condition is None:
             raise ValueError(f"guidance needs a condition; got None with guidance={self.guidance!r}")
@@ -153,7 +199,7 @@ class Integrator(ABC):
         return output.to(x.dtype)
 
     def _start(self, noise: torch.Tensor) -> torch.Tensor:
-        """Return the noise where the network is; states and images of a half-precision network stay in single."""
+        """Return the noise on the network's device, in single precision at least, also for a half-precision network."""
         return noise.to(self.like.device, torch.promote_types(self.like.dtype, torch.float32))
 
     @cached_property
@@ -161,7 +207,7 @@ class Integrator(ABC):
         return torch.compile(self.network, options={"freezing": True}) if self.compile else self.network
 
     def _record(self) -> dict[str, object]:
-        """Return what every integrator has to say of itself."""
+        """Return the part of `describe` that all integrators share."""
         return {
             **self.identity,
             "shape": list(self.shape),

@@ -1,39 +1,73 @@
-"""The networks of diffusers behind the one signature that generators call."""
+"""Networks and schedulers of diffusers, in the form in which the generators use them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any, TypedDict, TypeVar
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    UNet2DModel,
+)
+
+from antinb.models.generator import Network
+
+__all__: list[str] = []
 
 CLASSES = {cls.__name__: cls for cls in (UNet2DModel, DiTTransformer2DModel)}
+Scheduler = TypeVar("Scheduler", DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler)
+
+
+class Parts(TypedDict):
+    """What a generator takes of a network, by the names of its attributes."""
+
+    network: Network
+    shape: tuple[int, ...]
+    like: torch.Tensor
+    null: int | None
+    identity: Mapping[str, object]
+
+
+def scheduler(kind: type[Scheduler], config: Mapping[str, Any]) -> Scheduler:
+    """Return a diffusers scheduler with the settings of a configuration that it knows."""
+    made = kind.from_config(settings(config))
+    return made[0] if isinstance(made, tuple) else made
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the entries that diffusers keeps for itself."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def noise_shape(network: UNet2DModel | DiTTransformer2DModel) -> tuple[int, ...]:
     """Return the `(C, H, W)` that the network takes."""
-    size = network.config.sample_size
-    return (network.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    size = network.config["sample_size"]
+    return (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))
 
 
-def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> dict[str, object]:
-    """Return what a generator takes of a network, put in evaluation mode, by the names of its attributes.
+def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> Parts:
+    """Put a network in evaluation mode and return the attributes of its generator.
 
     The null class of guidance is the last class of a conditional UNet, and the one after the last of a transformer.
 
     Raises:
         ValueError: if the network does not return as many channels as it takes.
     """
-    settings = network.config
-    taken, returned = settings.in_channels, settings.out_channels
+    config = network.config
+    taken, returned = config["in_channels"], config["out_channels"]
     if returned not in (taken, None):
         raise ValueError(f"the network must return its {taken} channels; got {returned}")
     if isinstance(network, UNet2DModel):
-        classes = settings.num_class_embeds
+        classes = config["num_class_embeds"]
     else:
-        classes = settings.num_embeds_ada_norm + 1
+        classes = config["num_embeds_ada_norm"] + 1
     network.eval()
 
     def call(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
@@ -58,7 +92,7 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor], about: object = None) -> s
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -66,5 +100,5 @@ def module_hash(module: torch.nn.Module) -> str:
     """Return the sha256 of a network's class, layers, configuration (where it has one) and weights."""
     config = getattr(module, "config", {})
     if isinstance(config, Mapping):
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        config = settings(config)
     return tensors_hash(module.state_dict(), [repr(module), config])

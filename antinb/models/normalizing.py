@@ -1,4 +1,4 @@
-"""Normalizing flows: an invertible map between images and noise, made of convolutional affine couplings."""
+"""Normalizing flows, invertible maps between images and noise made of convolutional affine couplings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from zuko.transforms import CouplingTransform, DependentTransform, MonotonicAffi
 from antinb import checks
 from antinb.models.decoders import OneCall
 
+__all__ = ["NormalizingFlow"]
+
 MARGIN, LEAST_SCALE, CELL = 0.05, 0.1, 4
 
 
 class Coupling(LazyTransform):
-    """One affine coupling: the pixels under the mask shift and scale the others.
+    """One affine coupling, in which the pixels under the mask shift and scale the others.
 
-    `y_b = exp(a(x_a)) x_b + m(x_a)`, a and m from a small convolutional network at a quarter of the resolution.
+    The map is `y_b = exp(a(x_a)) x_b + m(x_a)`, where a small convolutional network at a quarter of the resolution
+    returns a and m.
 
     Source: Dinh, Sohl-Dickstein and Bengio, arXiv 1605.08803, equations 4 and 5.
     """
+
+    mask: torch.BoolTensor
 
     def __init__(self, mask: torch.Tensor, width: int) -> None:
         super().__init__()
@@ -38,11 +43,11 @@ class Coupling(LazyTransform):
         )
         self.last = nn.Conv2d(width, 2 * inside, 3, padding=1)
         self.level = nn.Parameter(torch.zeros(2 * inside, cells, cells))
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, c: torch.Tensor | None = None) -> CouplingTransform:
-        """Return the transform of flat images; there is no context c."""
+        """Return the transform of flat images; the context c is not used."""
         return CouplingTransform(self.transform, self.mask)
 
     def transform(self, given: torch.Tensor) -> DependentTransform:
@@ -57,9 +62,10 @@ class Coupling(LazyTransform):
 
 
 def masks(layers: int, size: int) -> torch.Tensor:
-    """Return the masks of the layers `(layers, size, size)`: boards, rows and columns of 1, 2 and 4 pixels, each twice.
+    """Return the masks of the layers, `(layers, size, size)`.
 
-    The second of two layers holds what the first one moves.
+    They are chessboards, rows and columns of 1, 2 and 4 pixels. Each pattern serves two layers, and the second of
+    them keeps the pixels that the first one moves.
     """
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     pairs = []
@@ -71,13 +77,13 @@ def masks(layers: int, size: int) -> torch.Tensor:
 
 
 def flow(layers: int, width: int, size: int, mean: torch.Tensor | None = None, sd: torch.Tensor | None = None) -> Flow:
-    """Return an untrained flow from grey images in [-1, 1], flat `(N, size^2)`, to noise; a zuko `Flow`.
+    """Return an untrained zuko `Flow` from flat grey images `(N, size^2)` in [-1, 1] to noise.
 
-    Grey values are squeezed to `0.5 + 0.45 x`, spread by the logit, standardized by `mean` and `sd`, `(size^2,)` each
-    (0 and 1 if None), and pass the couplings.
+    Grey values are squeezed to `0.5 + 0.45 x`, spread by the logit, standardized by `mean` and `sd` of shape
+    `(size^2,)` (0 and 1 if None), and then pass the couplings.
 
     Raises:
-        ValueError: if a number is not a positive integer, or the size is no multiple of 4.
+        ValueError: if a number is not a positive integer, or the size is not a multiple of 4.
     """
     layers, width, size = (
         checks.integer("layers", layers, 1),
@@ -101,19 +107,24 @@ def flow(layers: int, width: int, size: int, mean: torch.Tensor | None = None, s
 
 @dataclass(frozen=True, eq=False)
 class NormalizingFlow(OneCall):
-    """A normalizing flow as a generator: the inverse of its map from images to noise, in one call.
+    """A normalizing flow as a generator, the inverse of its map from images to noise in one call.
 
     The images lie in [-1.12, 1.12] and are not clipped.
 
     Attributes:
-        network: a zuko flow of flat grey images, put in evaluation mode.
+        network: a zuko `Flow` of flat grey images, which is put in evaluation mode.
         shape: `(1, H, W)`.
         identity: name and sha256 of the weights, for the record.
 
     Source: Dinh, Sohl-Dickstein and Bengio, arXiv 1605.08803.
+
+    Examples:
+        >>> model = NormalizingFlow(flow(2, 4, 8), (1, 8, 8))
+        >>> model.generate(torch.zeros(3, 1, 8, 8)).shape
+        torch.Size([3, 1, 8, 8])
     """
 
-    network: Flow
+    network: nn.Module
     shape: tuple[int, ...]
     identity: Mapping[str, object] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers as generators, run as they are."""
+"""Pipelines of diffusers as generators, called without changes to their code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import inspect
 import itertools
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from antinb import checks
 from antinb.models import entry
 from antinb.models.draws import StepNoise, supply
 from antinb.models.generator import check_noise
-from antinb.models.networks import module_hash, tensors_hash
+from antinb.models.networks import module_hash, settings, tensors_hash
+
+__all__ = ["Pipeline"]
 
 DENOISERS = ("unet", "transformer")
 PROCESSORS = ("image_processor", "video_processor")
@@ -31,36 +34,46 @@ OWN = {*SIZES, "num_inference_steps", "output_type", "latents", "class_labels", 
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A diffusers pipeline, called as it is: of pixels or latents, with classes, prompts or images, video too.
+    """A diffusers pipeline as it is, for pixels or latents, with classes, prompts or images, and for video.
 
-    The noise is the first tensor of the whole batch that the pipeline draws; it packs and scales it as it
-    always does, and `antinb.entry` finds out where the network gets it. What it draws for the whole batch
-    after that is step noise. What it draws once, such as the latents of an image to start from, is the same
-    for all images and all runs. Images are as the decoder returns them, unclipped, where the pipeline has
-    an image or video processor and no safety checker, else clipped; the frames of a video lie one below
-    the other, `(C, frames H, W)`.
+    The noise is the first tensor that the pipeline draws for the whole batch. The pipeline packs and scales it as
+    usual, and `antinb.models.entry` finds where the network takes it. Later draws for the whole batch are step
+    noise. Draws of a single row, such as the latents of an image to start from, are the same for all images and
+    all runs. If the pipeline has an image or video processor and no safety checker, images are unclipped, as the
+    decoder returns them; otherwise they are clipped. The frames of a video lie one below the other,
+    `(C, frames H, W)`.
 
     Attributes:
-        pipeline: the pipeline, its networks in evaluation mode.
+        pipeline: the pipeline, with its networks in evaluation mode.
         steps: its `num_inference_steps`.
-        options: further arguments of its call, such as `{"eta": 1.0}`: values that JSON can hold, tensors, images.
-            Row k of `prompt_embeds`, and of other embeddings and their masks, belongs to condition k.
+        options: further arguments of its call, such as `{"eta": 1.0}`, with values that JSON can hold, tensors or
+            images. Row k of `prompt_embeds`, and of other embeddings and their masks, belongs to condition k.
         prompts: the prompts that the conditions 0, 1, ... stand for.
 
     Raises:
-        ValueError: if the pipeline has no denoiser, an option is not one of its call's or is antinb's own, a
-            condition is missing or none of its own, its noise does not reach the network as it is, or it
-            calls the network more often for one batch than for another.
+        ValueError: if the pipeline has no denoiser, its call does not take an option or antinb sets that option
+            itself, a condition is missing or unknown, the noise does not reach the network number by number, or
+            the network is called more often for one batch than for another.
+
+    Examples:
+        >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+        >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 4}
+        >>> network = UNet2DModel(8, 1, 1, block_out_channels=(8,), layers_per_block=1, **blocks).eval()
+        >>> pipeline = DDIMPipeline(network, DDIMScheduler(1000))
+        >>> pipeline.set_progress_bar_config(disable=True)
+        >>> model = Pipeline(pipeline, steps=3)
+        >>> model.shape, model.evaluations
+        ((1, 8, 8), 3)
     """
 
     pipeline: DiffusionPipeline
     steps: int = 50
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     prompts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Refuse a pipeline without a denoiser, and options that cannot be passed on."""
-        if self._part is None:
+        if not self._denoisers:
             raise ValueError(f"a pipeline needs one of {', '.join(DENOISERS)}; {self._name} has none")
         if "num_inference_steps" not in self._arguments:
             raise ValueError(f"{self._name} cannot be paired: it has no num_inference_steps")
@@ -86,52 +99,61 @@ class Pipeline:
         return type(self.pipeline).__name__
 
     @property
-    def _part(self) -> str | None:
-        return next((part for part in DENOISERS if isinstance(getattr(self.pipeline, part, None), nn.Module)), None)
+    def _denoisers(self) -> list[nn.Module]:
+        parts = (getattr(self.pipeline, part, None) for part in DENOISERS)
+        return [part for part in parts if isinstance(part, nn.Module)]
 
     @property
     def network(self) -> nn.Module:
         """The denoiser."""
-        return getattr(self.pipeline, self._part)
+        return self._denoisers[0]
+
+    @property
+    def _run_pipeline(self) -> Callable[..., Any]:
+        return self.pipeline.__call__
 
     @property
     def _arguments(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.pipeline.__call__).parameters
+        return inspect.signature(self._run_pipeline).parameters
 
     @property
-    def _processors(self) -> list[object]:
-        """Return what turns the decoder's output into images, where leaving out its clipping harms nothing."""
+    def _processors(self) -> list[Any]:
+        """Return the processors that turn the decoder's output into images and whose clipping can be left out."""
         if getattr(self.pipeline, "safety_checker", None) is not None:
             return []
         return [getattr(self.pipeline, name) for name in PROCESSORS if hasattr(self.pipeline, name)]
 
     @cached_property
     def entry(self) -> entry.Entry:
-        """Where the noise enters, found with one call up to the network's first."""
+        """Where the noise enters, found with one run up to the first call of the network."""
         return entry.find(lambda rows: self._call(rows, self._first(rows)), self.network, self._name)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one noise, `(C, H, W)`, of a video `(C, F, H, W)`."""
+        """Shape of one noise, `(C, H, W)`, or `(C, F, H, W)` for a video."""
         return self.entry.shape
 
-    @cached_property
+    @property
     def evaluations(self) -> int:
-        """Network calls for one image, guidance and correctors included, counted on one image."""
+        """Network calls for one image, including guidance and correctors, counted on one image."""
+        return self._evaluations
+
+    @cached_property
+    def _evaluations(self) -> int:
         return self._run(torch.ones(1, *self.shape), lambda _, shape: torch.zeros(1, *shape), self._first(1))[1]
 
     def with_(self, steps: int | None = None) -> Pipeline:
-        """Return the same pipeline with another number of steps; None keeps what is.
+        """Return the same pipeline with another number of steps; None leaves it unchanged.
 
         Raises:
-            ValueError: if the number is none.
+            ValueError: if it is not a positive integer.
         """
         return self if steps is None else replace(self, steps=steps)
 
     def generate(
         self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the images of the noise, `(B, *shape)` to `(B, C, H, W)`, -1 black, 1 white."""
+        """Return the images of the noise, `(B, *shape)` to `(B, C, H, W)`, in which -1 is black and 1 is white."""
         check_noise(noise, self.shape)
         images, calls = self._run(noise, draw, condition)
         if calls != self.evaluations:
@@ -163,26 +185,27 @@ class Pipeline:
         return images.reshape(rows, -1, *images.shape[-2:]), calls
 
     @torch.no_grad()
-    def _call(self, rows: int, condition: torch.Tensor | None) -> object:
+    def _call(self, rows: int, condition: torch.Tensor | None) -> Any:  # noqa: ANN401
         given = {"num_inference_steps": self.steps, "output_type": "np"} | self._conditions(rows, condition)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You have passed .* text prompts", FutureWarning)
-            return self.pipeline(**{**self.options, **given})
+            return self._run_pipeline(**{**self.options, **given})
 
     @property
     def _count(self) -> int:
-        """Number of conditions: of prompts, of their embeddings, or of the classes that the pipeline takes."""
+        """Number of prompts, of their embeddings, or of the classes that the pipeline takes."""
         if self.prompts or "prompt_embeds" in self.options:
             return len(self.prompts or self.options["prompt_embeds"])
-        classes = self.network.config if "class_labels" in self._arguments else {}
+        classes: Mapping[str, Any] = getattr(self.network, "config", {}) if "class_labels" in self._arguments else {}
         return classes.get("num_class_embeds") or classes.get("num_embeds_ada_norm") or 0
 
     def _first(self, rows: int) -> torch.Tensor | None:
+        """Return condition 0 for all rows, where there are conditions."""
         return torch.zeros(rows, dtype=torch.long) if self._count else None
 
     def _conditions(self, rows: int, condition: torch.Tensor | None) -> dict[str, object]:
-        """Return the arguments that make a batch of `rows` images, of one condition or one each."""
-        size = dict.fromkeys([name for name in SIZES if name in self._arguments][:1], rows)
+        """Return the arguments for a batch of `rows` images, with one condition for all or one for each."""
+        size: dict[str, object] = dict.fromkeys([name for name in SIZES if name in self._arguments][:1], rows)
         if self._count == 0:
             if condition is not None:
                 raise ValueError(f"{self._name} takes no condition; got {condition.tolist()}")
@@ -195,15 +218,15 @@ class Pipeline:
             found = condition if condition is None else condition.tolist()
             raise ValueError(f"{self._name} needs a condition from 0 to {self._count - 1}; got {found}")
         if self.prompts:
-            return {"prompt": [self.prompts[label] for label in condition]}
+            return {"prompt": [self.prompts[label] for label in condition.tolist()]}
         if "prompt_embeds" in self.options:
             parts = {key: value for key, value in self.options.items() if key.endswith(("_embeds", "_attention_mask"))}
             return {key: value[condition if len(value) > 1 else self._first(rows)] for key, value in parts.items()}
-        return {"class_labels": condition.tolist()} | size
+        return {"class_labels": condition.tolist(), **size}
 
     def describe(self) -> dict[str, object]:
-        """Return pipeline, networks, scheduler, steps, options and prompts, for the record."""
-        settings = self.pipeline.scheduler.config
+        """Return pipeline, networks, scheduler, steps, options and prompts."""
+        scheduler = self.pipeline.components["scheduler"]
         return {
             "model": self._name,
             "networks_sha256": {
@@ -211,8 +234,8 @@ class Pipeline:
                 for name, part in self.pipeline.components.items()
                 if isinstance(part, nn.Module)
             },
-            "scheduler": type(self.pipeline.scheduler).__name__,
-            "scheduler_config": {key: value for key, value in settings.items() if not key.startswith("_")},
+            "scheduler": type(scheduler).__name__,
+            "scheduler_config": settings(scheduler.config),
             "shape": list(self.shape),
             "steps": self.steps,
             "evaluations": self.evaluations,
@@ -224,7 +247,7 @@ class Pipeline:
 
 
 def _recorded(value: object) -> object:
-    """Return a value of an option, tensors and images as their sha256."""
+    """Return the value of an option for the record, with tensors and images replaced by their sha256."""
     if isinstance(value, Image.Image):
         value = torch.from_numpy(np.array(value))
     if isinstance(value, torch.Tensor):
@@ -233,7 +256,7 @@ def _recorded(value: object) -> object:
 
 
 @contextmanager
-def _unclipped(processors: Iterable[object]) -> Iterator[None]:
+def _unclipped(processors: Iterable[Any]) -> Iterator[None]:
     """Let the image processors of a pipeline scale from [-1, 1] to [0, 1] without clipping."""
     for processor in processors:
         processor.denormalize = lambda images: images / 2 + 0.5

@@ -1,9 +1,10 @@
-"""Rectified flows: a network that gives the velocity of a straight path, integrated from noise to images."""
+"""Rectified flows, whose network predicts the velocity of a straight path from noise to images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
@@ -13,7 +14,8 @@ from antinb.models.draws import StepNoise
 from antinb.models.generator import Integrator, Network, Step, check_noise
 from antinb.models.networks import parts
 
-SCHEDULERS = ("euler", "heun")
+__all__ = ["RectifiedFlow"]
+
 UNKNOWN = (
     "invert_sigmas",
     "shift_terminal",
@@ -29,20 +31,20 @@ UNKNOWN = (
 class RectifiedFlow(Integrator):
     """A network that predicts the velocity `n - x` of the path `x_t = (1 - t) x + t n` from an image to noise.
 
-    The images are the end of `dx/dt = v(x, t)` from noise at t = 1 to t = 0, on the grid
-    `t_k = s u / (1 + (s - 1) u)`, `u = 1 - k / steps`, s the shift. A step of length `h = t_k - t_(k+1)` is
-    `x' = x - h v(x, t_k)` (Euler) or `x - h/2 (v(x, t_k) + v(x', t_(k+1)))` (Heun, second order; the last
+    The sampler solves `dx/dt = v(x, t)` from noise at t = 1 to an image at t = 0, on the grid
+    `t_k = s u / (1 + (s - 1) u)` with `u = 1 - k / steps` and the shift s. A step of length `h = t_k - t_(k+1)`
+    is `x' = x - h v(x, t_k)` (Euler) or `x - h/2 (v(x, t_k) + v(x', t_(k+1)))` (Heun, second order; its last
     step is Euler's, so that the network is never called at t = 0). Guidance doubles the calls.
 
     Attributes:
         network: `(x (B, C, H, W), levels * t (), condition (B,) or None) -> velocity (B, C, H, W)`.
         shape: `(C, H, W)`.
-        like: a tensor whose device and floating-point type are followed.
+        like: a tensor that sets the device and dtype.
         steps: number of steps, from 1 to `levels`.
         scheduler: `"euler"` or `"heun"`.
-        guidance: scale g of classifier-free guidance, `v_null + g (v_condition - v_null)`; 1 is none.
-        shift: s, from 0.01 to 100; 1 is the uniform grid, more means more steps near the noise.
-        levels: what the network counts time in: it is called with `levels * t`.
+        guidance: scale g of classifier-free guidance, `v_null + g (v_condition - v_null)`; 1 turns it off.
+        shift: s, from 0.01 to 100; 1 gives the uniform grid, and a larger s puts more steps near the noise.
+        levels: unit of the network's time, which is called with `levels * t`.
         null: the class that stands for no condition, where there is one.
         compile: whether the network runs through `torch.compile`, with its weights as constants.
         identity: name and sha256 of the weights, for the record.
@@ -51,12 +53,19 @@ class RectifiedFlow(Integrator):
         ValueError: if a setting is out of its range, or there is guidance without a null class.
 
     Source: Liu, Gong and Liu, arXiv 2209.03003; the shift is that of Esser et al., arXiv 2403.03206, section 5.3.2.
+
+    Examples:
+        >>> model = RectifiedFlow(lambda x, t, condition: x, (1, 2, 2), torch.zeros(()), steps=4, scheduler="heun")
+        >>> model.times, model.evaluations
+        ([1.0, 0.75, 0.5, 0.25, 0.0], 7)
     """
 
+    kind = "rectified"
     settings = ("steps", "scheduler", "guidance", "compile")
     network: Network
     shape: tuple[int, ...]
     like: torch.Tensor
+    _: KW_ONLY
     steps: int = 50
     scheduler: str = "euler"
     guidance: float = 1.0
@@ -68,33 +77,33 @@ class RectifiedFlow(Integrator):
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
-        if self.scheduler not in SCHEDULERS:
-            raise ValueError(f"scheduler must be one of {SCHEDULERS}; got {self.scheduler!r}")
         self._check(checks.integer("levels", self.levels, 1))
         checks.number("shift", self.shift, 0.01, 100)
 
     @property
     def evaluations(self) -> int:
-        """Network calls for one image: `steps`, or `2 steps - 1` with Heun; twice that with guidance."""
+        """Network calls for one image, `steps` with Euler, `2 steps - 1` with Heun, and twice that with guidance."""
         return (self.steps if self.scheduler == "euler" else 2 * self.steps - 1) * self.calls
 
     @property
     def times(self) -> list[float]:
-        """The grid of times, from 1 (noise) to 0 (data), `steps + 1` of them."""
+        """The grid of `steps + 1` times, from 1 (noise) to 0 (data)."""
         uniform = [1 - k / self.steps for k in range(self.steps + 1)]
         return [self.shift * u / (1 + (self.shift - 1) * u) for u in uniform]
 
     @property
     def timesteps(self) -> list[int]:
-        """The levels nearest to the times that the steps start from: level k is the time `(k + 1) / levels`."""
+        """The levels nearest to the times that the steps start from, where level k is the time `(k + 1) / levels`."""
         return [max(round(self.levels * t) - 1, 0) for t in self.times[:-1]]
 
     def velocity(self, x: torch.Tensor, t: float, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the velocity `v(x, t)` that the sampler follows, `(B, C, H, W)` to the same; `t` from 0 to 1, noise.
+        """Return the velocity `v(x, t)` that the sampler follows, `(B, C, H, W)` to the same.
+
+        The time `t` goes from 0, the data, to 1, the noise.
 
         Raises:
-            ValueError: if `t` is out of its range, `x` or the network's output has another shape, the condition
-                is none of the network's, or guidance lacks one.
+            ValueError: if `t` is out of its range, `x` or the network's output has another shape, the network
+                does not know the condition, or guidance lacks a condition.
         """
         check_noise(x, self.shape)
         return self._guided(x, self.levels * checks.number("t", t, 0, 1), condition)
@@ -104,8 +113,8 @@ class RectifiedFlow(Integrator):
     ) -> torch.Tensor:
         """Return the noise at the end of the path through `x`, `x + (1 - s) v(x, s)`, `(B, C, H, W)` to the same.
 
-        The level `t` is the time `s = (t + 1) / levels`: 0 is next to the data, `levels - 1` the noise itself,
-        where the prediction is x.
+        The level `t` is the time `s = (t + 1) / levels`: level 0 is next to the data, and level `levels - 1` is
+        the noise itself, where the prediction is x.
 
         Raises:
             ValueError: as `velocity`.
@@ -114,7 +123,7 @@ class RectifiedFlow(Integrator):
         return x + (1 - time) * self.velocity(x, time, condition)
 
     def describe(self) -> dict[str, object]:
-        """Return model, weights, scheduler and its grid, steps, network calls and guidance, for the record."""
+        """Return model, weights, scheduler and its grid, steps, network calls and guidance."""
         return self._record() | {"shift": self.shift, "levels": self.levels}
 
     def noised(self, images: torch.Tensor, noise: torch.Tensor, first: int) -> torch.Tensor:
@@ -136,11 +145,11 @@ class RectifiedFlow(Integrator):
 
 
 def from_network(
-    network: UNet2DModel | DiTTransformer2DModel, config: Mapping[str, object], **identity: object
+    network: UNet2DModel | DiTTransformer2DModel, config: Mapping[str, Any], **identity: object
 ) -> RectifiedFlow:
     """Return the flow of a diffusers network; `config` is that of its `FlowMatchEulerDiscreteScheduler`.
 
-    The grid is the one that the scheduler makes of `sigmas=linspace(1, 1 / steps, steps)`.
+    The grid is the one that the scheduler returns for `sigmas=linspace(1, 1 / steps, steps)`.
 
     Raises:
         ValueError: if the network does not return as many channels as it takes, or the configuration asks for
@@ -149,5 +158,5 @@ def from_network(
     unknown = [name for name in UNKNOWN if config.get(name)]
     if unknown:
         raise ValueError(f"a flow runs on a shifted uniform grid, without {unknown[0]}; got {config[unknown[0]]!r}")
-    grid = {"shift": config.get("shift", 1.0), "levels": config.get("num_train_timesteps", 1000)}
-    return RectifiedFlow(**grid, steps=min(50, grid["levels"]), **parts(network, **identity))
+    shift, levels = config.get("shift", 1.0), config.get("num_train_timesteps", 1000)
+    return RectifiedFlow(shift=shift, levels=levels, steps=min(50, levels), **parts(network, **identity))

@@ -1,6 +1,6 @@
-"""Files in, models out: what comes with the package, and the folders, hub ids and objects of others."""
+"""Models from files: the shipped ones, and folders, hub ids, pipelines and callables of your own."""
 
 from antinb.zoo.loading import load, mixture, untrained
-from antinb.zoo.shipped import DATA, held_out, models, registry, truths
+from antinb.zoo.shipped import DATA, held_out, models, registry
 
-__all__ = ["DATA", "held_out", "load", "mixture", "models", "registry", "truths", "untrained"]
+__all__ = ["DATA", "held_out", "load", "mixture", "models", "registry", "untrained"]

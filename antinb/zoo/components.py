@@ -1,8 +1,9 @@
-"""A folder of a diffusers pipeline, checked part by part, then loaded: no code but that of two libraries is run."""
+"""Pipelines of diffusers in a folder are checked part by part and loaded, with code of two libraries only."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -12,18 +13,23 @@ from torch import nn
 
 from antinb.zoo import folders
 
+__all__: list[str] = []
+
 LIBRARIES = ("diffusers", "transformers")
-SAFETY = ("safety_checker", "feature_extractor")  # left out: an image that a checker blackens says nothing of its noise
+SAFETY = (
+    "safety_checker",
+    "feature_extractor",
+)  # left out, since an image that a checker blackens says nothing about its noise
 
 
 def load(folder: Path, device: torch.device) -> DiffusionPipeline:
     """Return the pipeline in a folder, in evaluation mode and single precision, without its safety checker.
 
-    Every part is checked before the first is built: the classes are public ones of diffusers or transformers,
-    the weights are safetensors, whole, and as many as the configuration asks for.
+    Every part is checked before the first is built. The classes must be public ones of diffusers or transformers,
+    and the weights must be safetensors, complete, and as many as the configuration asks for.
 
     Raises:
-        ValueError: if something is not so, or weights are missing for a part of a network.
+        ValueError: if a check fails, or weights are missing for a part of a network.
     """
     index = folders.config(folder, folders.INDEX)
     kind = index.get("_class_name")
@@ -44,7 +50,7 @@ def load(folder: Path, device: torch.device) -> DiffusionPipeline:
     return pipeline.to(device)
 
 
-def _part_class(folder: Path, name: str, part: list[object]) -> type | None:
+def _part_class(folder: Path, name: str, part: list[object]) -> Any:  # noqa: ANN401
     rule = f"{folder.name}/model_index.json: {name} must be a class of {' or '.join(LIBRARIES)}"
     if not name.isidentifier():
         raise ValueError(f"{folder.name}/model_index.json: a part is named like a variable; got {name!r}")
@@ -68,6 +74,7 @@ def _part_class(folder: Path, name: str, part: list[object]) -> type | None:
 
 
 def _check(folder: Path, name: str, part: type) -> None:
+    known: Any = part  # the classes of the two libraries have no typed base in common
     own = folders.part(folder, name)
     if issubclass(part, SchedulerMixin):
         folders.config(own, "scheduler_config.json")
@@ -77,9 +84,9 @@ def _check(folder: Path, name: str, part: type) -> None:
     else:
         settings = folders.config(own, "config.json")
         if issubclass(part, ModelMixin):
-            stem, build = folders.WEIGHTS, lambda: part.from_config(settings)
+            stem, build = folders.WEIGHTS, lambda: known.from_config(settings)
         else:
-            stem, build = "model", lambda: part(part.config_class.from_dict(settings))
+            stem, build = "model", lambda: known(known.config_class.from_dict(settings))
         found = folders.shapes(own, stem)
         network = folders.sketch(build, found, f"{folder.name}/{name}")
         wanted, held = sum(parameter.numel() for parameter in network.parameters()), folders.numbers(found)
@@ -90,9 +97,11 @@ def _check(folder: Path, name: str, part: type) -> None:
 
 
 def _load(folder: Path, name: str, part: type) -> object:
-    own, local = folders.part(folder, name), {"local_files_only": True}
+    known: Any = part
+    local: dict[str, object] = {"local_files_only": True}
+    own = folders.part(folder, name)
     if not issubclass(part, nn.Module):
-        return part.from_pretrained(own, **local)
+        return known.from_pretrained(own, **local)
     local |= {"use_safetensors": True, "output_loading_info": True}
     if issubclass(part, ModelMixin):
         local["low_cpu_mem_usage"] = is_accelerate_available()
@@ -101,7 +110,7 @@ def _load(folder: Path, name: str, part: type) -> object:
     else:
         local["dtype"] = torch.float32
     try:
-        network, found = part.from_pretrained(own, **local)
+        network, found = known.from_pretrained(own, **local)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder.name}/{name}: weights and configuration differ: {reason}") from None

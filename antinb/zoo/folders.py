@@ -1,7 +1,7 @@
-"""Folders that others made: what must hold before anything in them is built, and how they are read.
+"""Folders that others made are checked here before anything in them is built, and then read.
 
-Configurations are plain JSON, weights are safetensors. Their headers say how many numbers there are, and a
-network is sketched on torch's `meta` device, which allocates nothing, before it is built.
+Configurations are plain JSON and weights are safetensors. The headers of the weights say how many numbers there
+are, and a network is sketched on torch's `meta` device, which allocates nothing, before it is built.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules import module as registration
+
+__all__: list[str] = []
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 DISGUISES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zipped torch files, pickle protocols
@@ -28,10 +31,10 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 def inside(folder: Path) -> None:
-    """Refuse a folder with links that lead out of it; a snapshot of the hub's cache may use its repository's blobs.
+    """Refuse a folder with links that lead out of it; a snapshot in the hub's cache may use its repository's blobs.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if there is such a link.
     """
     root = folder.resolve()
     root = root.parents[1] if root.parent.name == "snapshots" else root
@@ -41,16 +44,16 @@ def inside(folder: Path) -> None:
 
 
 def part(folder: Path, name: str) -> Path:
-    """Return where a part of a pipeline is: in its subfolder, or, as in the first pipelines, in the folder itself."""
+    """Return the subfolder of a part of a pipeline, or the folder itself, as in the first pipelines."""
     own = folder / name
     return folder if not own.is_dir() and (folder / INDEX).exists() else own
 
 
-def config(folder: Path, name: str) -> dict[str, object]:
+def config(folder: Path, name: str) -> dict[str, Any]:
     """Return a configuration.
 
     Raises:
-        ValueError: if it is missing, no JSON object, asks for code from the hub, or for sizes beyond all models.
+        ValueError: if it is missing or not a JSON object, or asks for code from the hub or sizes beyond all models.
     """
     path = folder / name
     if not path.is_file():
@@ -74,10 +77,11 @@ def config(folder: Path, name: str) -> dict[str, object]:
 
 
 def shapes(folder: Path, stem: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights in `stem.safetensors`, or the shards of its index, from the headers alone.
+    """Return the shapes of the weights in `stem.safetensors`, or in the shards of its index, from the headers alone.
 
     Raises:
-        ValueError: if there are none, a shard lies elsewhere or is missing, or a file is truncated or no safetensors.
+        ValueError: if there are no weights, a shard lies elsewhere or is missing, or a file is truncated or not
+            safetensors.
     """
     names, index = [f"{stem}.safetensors"], f"{stem}.safetensors.index.json"
     if (folder / index).exists() and not (folder / names[0]).exists():
@@ -98,7 +102,7 @@ def tensors(folder: Path, name: str, device: torch.device) -> tuple[dict[str, to
     """Return the tensors and the metadata of a safetensors file.
 
     Raises:
-        ValueError: if it is missing, truncated or no safetensors.
+        ValueError: if it is missing, truncated or not safetensors.
     """
     _, metadata = _header(folder, name)
     return load_file(folder / name, str(device)), metadata
@@ -125,12 +129,12 @@ class _TooMuch(Exception):  # noqa: N818
 
 
 def sketch(build: Callable[[], nn.Module], found: Mapping[str, tuple[int, ...]], name: str) -> nn.Module:
-    """Return the network that `build` makes, without its numbers: it is for weights of the shapes `found`.
+    """Return the network that `build` returns, without its numbers, for weights of the shapes `found`.
 
-    It is given up as soon as it has many more parameters or modules than they can be for.
+    The sketch stops as soon as the network has far more parameters or modules than the weights can fill.
 
     Raises:
-        ValueError: if so, or if its configuration describes no network.
+        ValueError: if it has too many, or its configuration does not describe a network.
     """
     most, size, count = numbers(found), 0, 0
 

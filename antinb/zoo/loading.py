@@ -1,4 +1,4 @@
-"""One way to a model: a shipped checkpoint by name, a folder, a hub id, a diffusers pipeline, or any callable."""
+"""Load a model from a shipped name, a folder, a hub id, a diffusers pipeline or any callable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -27,13 +27,16 @@ from antinb.zoo.shipped import registry
 if TYPE_CHECKING:
     from antinb.models import normalizing
 
+__all__ = ["load", "mixture", "untrained"]
+
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 WANTED = ["*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model.safetensors"]
 UNWANTED = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.ema.*", "safety_checker/*", "*onnx*", "*openvino*", "*flax*"]
 OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
 PARTS = ("unet", "transformer")
-OWN_LOOP = ("DDPMPipeline", "DDIMPipeline")  # pipelines that antinb's own sampler stands for, step by step
+OWN_LOOP = ("DDPMPipeline", "DDIMPipeline")  # pipelines that antinb's own sampler repeats step by step
 
+Built = TypeVar("Built", bound=nn.Module)
 Sampler = diffusion.Diffusion | rectified.RectifiedFlow | consistency.Consistency
 
 
@@ -59,28 +62,30 @@ def load(
             pipeline with a UNet or a transformer; or a callable from noise `(B, *shape)` to images `(B, C, H, W)`.
             Networks of DDPM and DDIM pipelines, and folders with only `unet/` or `transformer/`, `scheduler/` and
             maybe `vae/`, run in antinb's own loop; every other pipeline is called as it is (`antinb.models.pipelines`).
-        steps: number of steps, 50 if None, of a consistency model 1.
-        scheduler: `"ddim"` (if None), `"ddpm"` or `"dpmsolver++"`; of a flow `"euler"` (if None) or `"heun"`; of
-            a consistency model `"lcm"`.
-        clip: whether the predicted clean image is clipped to [-1, 1]; None keeps the model's own rule.
-        eta: step noise of DDIM (or of the pipeline, if it takes one), from 0 to 1.
-        guidance: scale of classifier-free guidance of a conditional model or a text pipeline; 1 is none.
+        steps: number of steps; None takes 50, or 1 for a consistency model.
+        scheduler: `"ddim"` (the default), `"ddpm"` or `"dpmsolver++"` for a diffusion model, `"euler"` (the default)
+            or `"heun"` for a flow, and `"lcm"` for a consistency model.
+        clip: whether the predicted clean image is clipped to [-1, 1]; None follows the model's configuration.
+        eta: step noise of DDIM, or of a pipeline that takes it, from 0 to 1.
+        guidance: scale of classifier-free guidance of a conditional model or a text pipeline; 1 turns it off.
         compile: whether the network runs through `torch.compile`.
-        shape: shape of one noise, for a callable and for nothing else.
-        prompts: what the conditions 0, 1, ... of a text pipeline stand for.
+        shape: shape of one noise, which a callable needs and no other source takes.
+        prompts: the prompts that the conditions 0, 1, ... of a text pipeline stand for.
         options: further arguments of a pipeline's call, such as `{"height": 512, "image": picture}`.
-        device: where the network runs; a pipeline stays where it is.
+        device: where the network runs; a pipeline object stays where it is.
 
     Raises:
         ValueError: if the source is unknown or the hub cannot be reached; if a file is not the registered one,
-            is truncated, is not safetensors, does not fit its configuration, lies outside of the folder or asks
-            for other code than that of diffusers and transformers; or if an option does not belong to the source.
+            is truncated, is not safetensors, does not fit its configuration, lies outside the folder or asks
+            for code other than that of diffusers and transformers; or if an option does not belong to the source.
 
     Examples:
         >>> import antinb
         >>> generator = antinb.load("fashion-mixture", steps=20)
         >>> generator.shape, generator.evaluations
         ((1, 28, 28), 20)
+        >>> antinb.load(torch.tanh, shape=(1, 4, 4)).shape
+        (1, 4, 4)
     """
     settings = {"steps": steps, "scheduler": scheduler, "clip": clip}
     settings |= {"eta": eta, "guidance": guidance, "compile": compile}
@@ -125,10 +130,14 @@ def load(
 
 
 def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sampler:
-    """Return the generator of a network with fresh random weights: what its architecture does by itself.
+    """Return the generator of a network with fresh random weights, which shows what its architecture does by itself.
 
     Raises:
         ValueError: if there is no such network or the seed is negative.
+
+    Examples:
+        >>> untrained("fashion-dit", seed=0, steps=5).describe()["model"]
+        'fashion-dit, untrained'
     """
     folder = shipped.DATA / "models" / str(source) if str(source) in registry() else Path(source)
     seed = checks.seed(seed)
@@ -146,6 +155,10 @@ def mixture(name: str) -> Mixture:
 
     Raises:
         ValueError: if no shipped mixture has that name, or its file is not the registered one.
+
+    Examples:
+        >>> mixture("fashion-mixture").mean.shape
+        torch.Size([784])
     """
     if "mixture.safetensors" not in registry().get(name, {"files": {}})["files"]:
         raise ValueError(f"{name!r} is no shipped mixture")
@@ -153,7 +166,7 @@ def mixture(name: str) -> Mixture:
 
 
 def _download(name: str) -> Path:
-    """Return the folder of a model of the hub, downloaded if it is not there: no pickles, no code.
+    """Return the folder of a model of the hub, downloaded without pickles and code if it is not in the cache.
 
     Raises:
         ValueError: if the hub cannot be reached and the model is not in its cache, or there is no such model.
@@ -178,7 +191,7 @@ def _mixture(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ..
 
 def _pipeline(
     source: DiffusionPipeline,
-    given: dict[str, object],
+    given: dict[str, Any],
     shape: tuple[int, ...] | None,
     prompts: Sequence[str],
     options: Mapping[str, object],
@@ -210,7 +223,7 @@ def _folder(
     return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": folders.sha256(path)})
 
 
-def _levels(folder: Path) -> dict[str, object]:
+def _levels(folder: Path) -> dict[str, Any]:
     """Return the configuration of a folder's scheduler."""
     return folders.config(folders.part(folder, "scheduler"), "scheduler_config.json")
 
@@ -221,12 +234,13 @@ def _denoiser(folder: Path) -> tuple[Callable[[], nn.Module], Path]:
     return _known(folders.part(folder, part), networks.CLASSES)
 
 
-def _known(folder: Path, classes: dict[str, type[nn.Module]]) -> tuple[Callable[[], nn.Module], Path]:
+def _known(folder: Path, classes: Mapping[str, type[Built]]) -> tuple[Callable[[], Built], Path]:
     settings = folders.config(folder, "config.json")
-    name = settings.get("_class_name")
+    name = str(settings.get("_class_name"))
     if name not in classes:
         raise ValueError(f"{folder.parent.name}/{folder.name} must be {' or '.join(classes)}; got {name!r}")
-    return partial(classes[name].from_config, settings), folder / f"{folders.WEIGHTS}.safetensors"
+    build: Callable[..., Built] = getattr(classes[name], "from_config")  # noqa: B009
+    return partial(build, settings), folder / f"{folders.WEIGHTS}.safetensors"
 
 
 def _check(build: Callable[[], nn.Module], path: Path) -> None:
@@ -238,7 +252,7 @@ def _check(build: Callable[[], nn.Module], path: Path) -> None:
         raise ValueError(f"{name}: weights and configuration differ, first in {first!r}")
 
 
-def filled(build: Callable[[], nn.Module], path: Path, device: torch.device) -> tuple[nn.Module, Path]:
+def filled(build: Callable[[], Built], path: Path, device: torch.device) -> tuple[Built, Path]:
     """Return a network on its device with its weights, and their path."""
     _check(build, path)
     network = build()
@@ -246,14 +260,14 @@ def filled(build: Callable[[], nn.Module], path: Path, device: torch.device) -> 
     return network.to(device), path
 
 
-def _from_network(network: nn.Module, config: dict[str, object], **identity: object) -> Sampler:
-    """Return the generator of a network by its scheduler, which says what the network predicts; else the noise."""
+def _from_network(network: nn.Module, config: dict[str, Any], **identity: object) -> Sampler:
+    """Return the generator of a network; its scheduler says what the network predicts, by default the noise."""
     kinds = {"FlowMatchEulerDiscreteScheduler": rectified, "LCMScheduler": consistency}
-    return kinds.get(config.get("_class_name"), diffusion).from_network(network, config, **identity)
+    return kinds.get(str(config.get("_class_name")), diffusion).from_network(network, config, **identity)
 
 
 def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | normalizing.NormalizingFlow:
-    """Return a generator of antinb's own kinds, which make an image in one call."""
+    """Return the generator of a folder in antinb's own format, which makes an image in one call."""
     settings = folders.config(folder, "config.json")
     kind = settings.get("kind")
     if kind not in OWN_KINDS:
@@ -261,12 +275,13 @@ def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | normaliz
     missing = set(OWN_KINDS[kind]) - set(settings)
     if missing:
         raise ValueError(f"{folder.name}/config.json lacks {min(missing)!r}")
-    if kind == "normalizing flow":  # only who loads one imports zuko, which turns off torch's checks of distributions
-        from antinb.models import normalizing
-    make = decoders.decoder if kind == "vae" else normalizing.flow
-    build = partial(make, *(settings[name] for name in OWN_KINDS[kind]))
-    network, path = filled(build, folder / "model.safetensors", device)
-    identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
+    sizes, weights = [settings[name] for name in OWN_KINDS[kind]], folder / "model.safetensors"
     if kind == "vae":
+        network, path = filled(partial(decoders.decoder, *sizes), weights, device)
+        identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
         return decoders.Decoder(network, settings["latent"], identity)
+    from antinb.models import normalizing  # zuko turns off torch's checks of distributions, so it is imported here only
+
+    network, path = filled(partial(normalizing.flow, *sizes), weights, device)
+    identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
     return normalizing.NormalizingFlow(network, (1, settings["size"], settings["size"]), identity)

@@ -1,8 +1,10 @@
-"""Cut out `data/images/fashion`: held-out images of Fashion-MNIST as sources for editing.
+"""Cut out `data/images/fashion`: test images of Fashion-MNIST, which no shipped model was trained on.
 
 Run `python data/recipes/held_out.py --data fashion_mnist.npz --out data/images/fashion`.
 
-The first 40 test images of each of six classes, as a sheet with a row a class; nothing else is selected.
+Each sample is a sheet of tiles in rows. `classes.png` has the first 40 images of each of six classes, a row a class,
+as sources for editing. `random.png` has 16 images of all classes, drawn by a seed, as truths for inverse problems.
+Nothing else is selected. `images.json` has the size of a tile and the labels of the tiles.
 """
 
 from __future__ import annotations
@@ -16,19 +18,26 @@ import numpy as np
 from PIL import Image
 
 CLASSES, EACH = (0, 1, 2, 4, 7, 9), 40
+COUNT, COLUMNS, SEED = 16, 8, 0
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=None, help="npz of images; else fetched")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def cut(data: Path | None, out: Path) -> None:
-    """Write the sheet and what its rows are."""
+    """Write both sheets and the labels of their tiles."""
     pixels, labels = images.load("fashion_mnist", data, "test")
-    rows = np.stack([pixels[labels == label][:EACH, 0] for label in CLASSES])
-    sheet = rows.swapaxes(1, 2).reshape(rows.shape[0] * rows.shape[2], -1)
+    chosen = {
+        "classes": np.stack([np.flatnonzero(labels == label)[:EACH] for label in CLASSES]),
+        "random": np.random.default_rng(SEED).permutation(len(pixels))[:COUNT].reshape(-1, COLUMNS),
+    }
     out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(out / "images.png", optimize=True)
-    (out / "images.json").write_text(json.dumps({"classes": CLASSES, "size": rows.shape[2]}) + "\n")
+    for name, places in chosen.items():
+        rows, columns, size = *places.shape, pixels.shape[-1]
+        sheet = pixels[places, 0].swapaxes(1, 2).reshape(rows * size, columns * size)
+        Image.fromarray(sheet).save(out / f"{name}.png", optimize=True)
+    known = {name: labels[places].ravel().tolist() for name, places in chosen.items()}
+    (out / "images.json").write_text(json.dumps({"size": pixels.shape[-1], "labels": known}) + "\n")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(repeats: int) -> None:
         "Fourier": operators.fourier(shape, operators.line_mask(size, 0.2, seed=SEED)),
         "tomography": operators.tomography(shape, 8),
     }
-    image, design, rows = antinb.zoo.truths()[0], noise.iid(BATCH), []
+    image, design, rows = torch.from_numpy(antinb.zoo.held_out("fashion", sample="random")[0][0]), noise.iid(BATCH), []
     for name, operator in seen.items():
         y = operators.observe(operator, image, sigma=0.05, seed=SEED)
         for kind in (inverse.DPS, inverse.DDS):

@@ -103,9 +103,9 @@ def test_a_trajectory_holds_the_noise_that_the_image_implies():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "from 1 to 20; got 0"),
-        ({"steps": 21}, "from 1 to 20; got 21"),
-        ({"scheduler": "ddim"}, "must be 'lcm'; got 'ddim'"),
+        ({"steps": 0}, "at least 1; got 0"),
+        ({"steps": 21}, "at most 20; got 21"),
+        ({"scheduler": "ddim"}, r"one of \('lcm',\); got 'ddim'"),
         ({"guidance": 2.0}, "null class"),
         ({"eta": 0.5}, "no setting 'eta'"),
     ],

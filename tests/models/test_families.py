@@ -90,7 +90,7 @@ def test_what_a_generator_says_of_its_pipeline(case):
 def test_the_same_noise_makes_the_same_images_at_any_batch_size(case):
     whole, again, cut = (sampled(case, batch=batch)["image"] for batch in (64, 64, 3))
     np.testing.assert_allclose(again, whole, atol=1e-5)
-    np.testing.assert_allclose(cut, whole, atol=1e-5)
+    np.testing.assert_allclose(cut, whole, atol=5e-5)  # another batch size rounds otherwise
     assert whole.std("unit").max() > 0.01
 
 

@@ -12,7 +12,7 @@ from helpers import SHAPE, tiny_unet
 import antinb
 from antinb import dataset, noise
 from antinb.cli import main
-from antinb.models import rectified
+from antinb.models import SCHEDULERS, rectified
 from antinb.probing import Probe
 
 MEAN, SCALE = 0.3, 0.5
@@ -66,7 +66,7 @@ def test_the_order_of_convergence_to_the_exact_flow(scheduler, order):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize("scheduler", rectified.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS["rectified"])
 def test_pairs_of_an_affine_flow_average_to_the_image_of_no_noise(scheduler):
     z, affine = draw(shape=SIZE).double(), flow(steps=9, scheduler=scheduler)
     middle = affine.generate(torch.zeros_like(z))
@@ -83,7 +83,7 @@ def test_the_predicted_noise_is_the_mean_of_the_noise_given_the_state(level):
     )
 
 
-@pytest.mark.parametrize("scheduler", rectified.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS["rectified"])
 def test_a_trajectory_is_the_run(scheduler):
     z, run = draw(shape=SIZE).double(), flow(steps=5, scheduler=scheduler)
     images, recorded = run.trajectory(z)
