@@ -206,13 +206,13 @@ def line_mask(size: tuple[int, int], share: float, *, centre: int = 4, seed: int
     return np.broadcast_to(np.isin(np.arange(height), order[:chosen])[:, None], (height, width)).copy()
 
 
-def observe(operator: Operator, image: torch.Tensor, *, sigma: float, seed: int) -> torch.Tensor:
+def observe(operator: Operator, image: torch.Tensor | np.ndarray, *, sigma: float, seed: int) -> torch.Tensor:
     """Return one measurement `A(x) + sigma e`, `(C, H, W)` to `(1, ...)`, e normal and fixed by the seed.
 
     Raises:
         ValueError: if sigma or the seed is negative, or the image does not fit the operator.
     """
-    clean = operator.A(image[None])
+    clean = operator.A(torch.as_tensor(image)[None])
     rng = np.random.default_rng(checks.seed(seed))
     noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape))).to(clean)
     return clean + checks.number("sigma", sigma, 0, 1e6) * noise
