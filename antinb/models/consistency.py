@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -87,10 +87,11 @@ class Consistency(Integrator):
         self, noise: torch.Tensor, draw: StepNoise | None, condition: torch.Tensor | None, first: int = 0
     ) -> Iterator[Step]:
         solver, numbers, x = self._set_scheduler(), itertools.count(1), self._start(noise)
+        take_step: Callable[..., Any] = solver.step  # diffusers declares an int, and takes the tensor of the time step
         for index, t in list(enumerate(solver.timesteps))[first:]:
             output, last = self._guided(x, t, condition), index == self.steps - 1
             with nullcontext() if last else supply(len(x), draw, numbers):
-                following, image = solver.step(output, int(t), x, return_dict=False)
+                following, image = take_step(output, t, x, return_dict=False)
             signal = solver.alphas_cumprod[t]
             yield x, (x - signal.sqrt() * image) / (1 - signal).sqrt(), following
             x = following

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
@@ -166,12 +166,15 @@ class Diffusion(Integrator):
         solver, numbers = self._scheduler(), itertools.count(1)
         solver.set_timesteps(self.steps)
         stochastic = self.scheduler == "ddpm" or self.eta > 0
-        step = partial(solver.step, eta=self.eta) if isinstance(solver, DDIMScheduler) else solver.step
+        own = {"eta": self.eta} if self.scheduler == "ddim" else {}
+        take_step: Callable[..., Any] = partial(
+            solver.step, **own, return_dict=False
+        )  # diffusers declares an int for t
         x = self._start(noise) * solver.init_noise_sigma
         for t in solver.timesteps[first:]:
-            eps = self.predict_noise(solver.scale_model_input(x, int(t)), t, condition)
+            eps = self.predict_noise(x, t, condition)
             with supply(len(x), draw, numbers) if stochastic else nullcontext():
-                following = step(eps, int(t), x, return_dict=False)[0]
+                following = take_step(eps, t, x)[0]
             yield x, eps, following
             x = following
 

@@ -195,8 +195,8 @@ def test_grid_and_settings_are_part_of_the_record():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f: f.with_(steps=0), "from 1 to 1000; got 0"),
-        (lambda f: f.with_(steps=1001), "from 1 to 1000; got 1001"),
+        (lambda f: f.with_(steps=0), "at least 1; got 0"),
+        (lambda f: f.with_(steps=1001), "at most 1000; got 1001"),
         (lambda f: f.with_(scheduler="ddim"), "'heun'.*got 'ddim'"),
         (lambda f: f.with_(eta=0.5), "no setting 'eta'"),
         (lambda f: f.with_(shift=2.0), "no setting 'shift'"),
