@@ -236,8 +236,8 @@ def _denoiser(folder: Path) -> tuple[Callable[[], nn.Module], Path]:
 
 def _known(folder: Path, classes: Mapping[str, type[Built]]) -> tuple[Callable[[], Built], Path]:
     settings = folders.config(folder, "config.json")
-    name = str(settings.get("_class_name"))
-    if name not in classes:
+    name = settings.get("_class_name")
+    if not isinstance(name, str) or name not in classes:
         raise ValueError(f"{folder.parent.name}/{folder.name} must be {' or '.join(classes)}; got {name!r}")
     build: Callable[..., Built] = getattr(classes[name], "from_config")  # noqa: B009
     return partial(build, settings), folder / f"{folders.WEIGHTS}.safetensors"
