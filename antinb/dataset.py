@@ -1,4 +1,4 @@
-"""The one Dataset: images by `(unit, member, channel, y, x)` with everything needed to draw them again."""
+"""The one Dataset and its store: images by `(unit, member, channel, y, x)`, and what is needed to draw them again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import dask.array
 import numpy as np
 import xarray as xr
 import zarr
+
+__all__ = ["open", "build", "config", "limits", "scaled"]
 
 DIMS = ("unit", "member", "channel", "y", "x")
 STEPPED = ("unit", "member", "step", "channel", "y", "x")
@@ -23,46 +26,50 @@ RANGE = (-1.0, 1.0)
 NOT_THE_GENERATOR = {"seed", "design", "batch", "threads", "versions", "config_hash", "condition", "control"}
 
 
+class Labels(TypedDict, total=False):
+    """The coordinates of a run: `sign(member)`, `condition(unit)` and `timestep(step)`; None leaves one out."""
+
+    signs: tuple[int, ...] | None
+    condition: np.ndarray | None
+    timesteps: list[int] | None
+
+
 def config_hash(config: Mapping[str, object]) -> str:
     """Return the sha256 of a configuration written as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def build(
-    variables: Mapping[str, object],
-    config: Mapping[str, object],
-    *,
-    signs: tuple[int, ...] | None = None,
-    condition: object = None,
-    timesteps: list[int] | None = None,
+    variables: Mapping[str, np.ndarray | dask.array.Array], config: Mapping[str, object], **labels: Unpack[Labels]
 ) -> xr.Dataset:
-    """Return the Dataset of a run from its arrays, lazy or in memory.
+    """Return the Dataset of a run from its arrays, which may be lazy.
 
-    `variables` holds `image` by `(unit, member, channel, y, x)` and, of a run with trajectories,
-    arrays that have `step` after `member`. `config` is stored in the attrs, each value as JSON, with
-    `config_hash` beside it; `signs`, `condition` and `timesteps` become the coordinates
-    `sign(member)`, `condition(unit)` and `timestep(step)`.
+    Args:
+        variables: `image` by `(unit, member, channel, y, x)`. A run with trajectories has more arrays, with
+            `step` after `member`.
+        config: what the run was. Each value is stored in the attrs as JSON, and `config_hash` beside them.
+        **labels: `signs`, `condition` and `timesteps`, the coordinates `sign(member)`, `condition(unit)` and
+            `timestep(step)`.
+
+    Examples:
+        >>> images = np.zeros((3, 2, 1, 4, 4), np.float32)
+        >>> run = build({"image": images}, {"seed": 0}, signs=(1, -1))
+        >>> run["image"].dims, config(run)
+        (('unit', 'member', 'channel', 'y', 'x'), {'seed': 0})
     """
-    units = len(variables["image"])
     arrays = {name: (DIMS if values.ndim == len(DIMS) else STEPPED, values) for name, values in variables.items()}
-    data = xr.Dataset(arrays, coords={"unit": np.arange(units)})
+    data = xr.Dataset(arrays, coords={"unit": np.arange(variables["image"].shape[0])})
     data["image"].attrs["range"] = json.dumps(RANGE)
-    for name, dim, values in (("sign", "member", signs), ("condition", "unit", condition)):
-        if values is not None:
-            data = data.assign_coords({name: (dim, np.asarray(values))})
-    if timesteps is not None:
-        data = data.assign_coords(timestep=("step", np.asarray(timesteps)))
+    coordinates = ("signs", "sign", "member"), ("condition", "condition", "unit"), ("timesteps", "timestep", "step")
+    for label, name, dim in coordinates:
+        if labels.get(label) is not None:
+            data = data.assign_coords({name: (dim, np.asarray(labels.get(label)))})
     return data.assign_attrs({key: json.dumps(value) for key, value in config.items()}, config_hash=config_hash(config))
 
 
-def config(data: xr.Dataset) -> dict[str, object]:
-    """Return the configuration that `build` stored in the attrs."""
-    return config_of(data.attrs)
-
-
-def config_of(attrs: Mapping[str, str]) -> dict[str, object]:
-    """Return the configuration in the attrs of a run or of its store."""
-    return {key: json.loads(value) for key, value in attrs.items() if key != "config_hash"}
+def config(data: xr.Dataset | zarr.Group) -> dict[str, object]:
+    """Return the configuration that `build` stored in the attrs of a run, or of the group that it is stored in."""
+    return {str(key): json.loads(str(value)) for key, value in data.attrs.items() if key != "config_hash"}
 
 
 def check(data: xr.Dataset) -> xr.Dataset:
@@ -84,7 +91,7 @@ def check(data: xr.Dataset) -> xr.Dataset:
 
 
 def open(store: str | Path) -> xr.Dataset:
-    """Return a stored run, lazily: a unit is read when it is needed.
+    """Open a stored run lazily: a unit is read when it is needed.
 
     Raises:
         FileNotFoundError: if there is no such store.
@@ -92,31 +99,43 @@ def open(store: str | Path) -> xr.Dataset:
     """
     if not Path(store).exists():
         raise FileNotFoundError(f"no run is stored at {str(store)!r}")
-    done = _chunks_done(_group(store, "r"))
+    done = _chunks_done(_group(store), Path(store))
     if not done.all():
         raise ValueError(f"the run is not complete: {int(done.sum())} of {done.size} units are done")
     return check(xr.open_zarr(store, consolidated=False))
 
 
-def _group(store: str | Path, mode: str) -> zarr.Group:
-    """Return the group of a stored run; anything else is refused."""
+def _group(store: str | Path) -> zarr.Group:
+    """Open the group of a stored run, and refuse anything else."""
+    refusal = ValueError(f"{str(store)!r} exists and is no run of antinb")
     try:
-        group = zarr.open_group(store, mode=mode)
-        arrays = [group[name] for name in ("unit", "done", "image")]
-        config_of(group.attrs)
+        group = zarr.open_group(store, mode="r")
+        config(group)
+        first = {_dims(_array(group, name))[:1] for name in ("unit", "done", "image")}
     except (FileNotFoundError, FileExistsError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{str(store)!r} exists and is no run of antinb") from None
-    if not all(array.metadata.dimension_names[0] == "unit" for array in arrays):
-        raise ValueError(f"{str(store)!r} exists and is no run of antinb")
+        raise refusal from None
+    if first != {("unit",)}:
+        raise refusal
     return group
 
 
-def _chunks_done(group: zarr.Group) -> np.ndarray:
-    """Return which units are done and have their images: a chunk that got lost is not done."""
-    done = group["done"][: group["unit"].shape[0]].astype(bool)
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise KeyError(name)
+    return array
+
+
+def _dims(array: zarr.Array) -> tuple[str | None, ...]:
+    return getattr(array.metadata, "dimension_names", None) or ()
+
+
+def _chunks_done(group: zarr.Group, folder: Path) -> np.ndarray:
+    """Return which units are done and have their images. A unit whose chunk was lost is not done."""
+    done = np.asarray(_array(group, "done")[: _array(group, "unit").shape[0]], bool)
     for name in VARIABLES:
         if name in group:
-            shard, kept = group[name].chunks[0], Path(group.store.root) / name / "c"
+            shard, kept = _array(group, name).chunks[0], folder / name / "c"
             for start in range(0, done.size, shard):
                 if not (kept / str(start // shard)).exists():
                     done[start : start + shard] = False
@@ -124,13 +143,23 @@ def _chunks_done(group: zarr.Group) -> np.ndarray:
 
 
 def limits(data: xr.Dataset) -> tuple[float, float]:
-    """Return the values of black and white in the images of a run."""
+    """Return the values of black and white in the images of a run.
+
+    Examples:
+        >>> limits(build({"image": np.zeros((1, 1, 1, 2, 2), np.float32)}, {}))
+        (-1.0, 1.0)
+    """
     low, high = json.loads(data["image"].attrs["range"])
     return low, high
 
 
 def scaled(images: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return images scaled from [low, high] to [0, 1] and clipped."""
+    """Return images scaled from [low, high] to [0, 1] and clipped.
+
+    Examples:
+        >>> scaled(np.array([-1.0, 0.0, 3.0]), -1, 1)
+        array([0. , 0.5, 1. ])
+    """
     return np.clip((images - low) / (high - low), 0, 1)
 
 
@@ -158,7 +187,7 @@ def evaluations(values: xr.DataArray) -> int:
     Raises:
         ValueError: if the values do not come from `measure`, which keeps what the run was.
     """
-    return values.sizes["unit"] * values.sizes["member"] * int(_attr(values, "evaluations"))
+    return values.sizes["unit"] * values.sizes["member"] * int(json.loads(_attr(values, "evaluations")))
 
 
 def cost(data: xr.Dataset) -> int:
@@ -168,7 +197,7 @@ def cost(data: xr.Dataset) -> int:
 
 def design(values: xr.DataArray) -> str:
     """Return the name of the design that measured values come from; ValueError as `evaluations`."""
-    return _attr(values, "design")["name"]
+    return json.loads(_attr(values, "design"))["name"]
 
 
 def check_same_generator(first: xr.DataArray, second: xr.DataArray) -> None:
@@ -179,10 +208,10 @@ def check_same_generator(first: xr.DataArray, second: xr.DataArray) -> None:
             raise ValueError(f"both runs must be of the same generator; {found}")
 
 
-def _attr(values: xr.DataArray, name: str) -> object:
+def _attr(values: xr.DataArray, name: str) -> str:
     if name not in values.attrs:
         raise ValueError(f"values come from statistics.measure, which keeps what the run was; these have no {name!r}")
-    return json.loads(values.attrs[name])
+    return values.attrs[name]
 
 
 class Memory:
@@ -192,10 +221,10 @@ class Memory:
         done: which units there are already, `(units,)`.
     """
 
-    def __init__(self, config: Mapping[str, object], units: int, shard: int, **labels: object) -> None:
+    def __init__(self, config: Mapping[str, object], units: int, shard: int, **labels: Unpack[Labels]) -> None:
         self.config, self.units, self.shard, self.labels = config, units, shard, labels
         self.done = np.zeros(units, bool)
-        self._run: xr.Dataset | None = None
+        self._parts: dict[str, np.ndarray] = {}
 
     def missing(self) -> Iterator[range]:
         """Yield the units to make, at most a shard at a time: shard k holds the units `[k shard, (k + 1) shard)`."""
@@ -207,15 +236,14 @@ class Memory:
 
     def write(self, units: range, values: Mapping[str, np.ndarray]) -> None:
         """Keep the variables `(len(units), ...)` of some units."""
-        if self._run is None:
-            room = {name: np.empty((self.units, *part.shape[1:]), np.float32) for name, part in values.items()}
-            self._run = build(room, self.config, **self.labels)
+        if not self._parts:
+            self._parts = {name: np.empty((self.units, *part.shape[1:]), np.float32) for name, part in values.items()}
         for name, part in values.items():
-            self._run[name][units.start : units.stop] = part
+            self._parts[name][units.start : units.stop] = part
 
     def finish(self) -> xr.Dataset:
         """Return the run."""
-        return check(self._run)
+        return check(build(self._parts, self.config, **self.labels))
 
 
 class Store(Memory):
@@ -228,7 +256,7 @@ class Store(Memory):
     """
 
     def __init__(
-        self, path: str | Path, config: Mapping[str, object], units: int, shard: int, **labels: object
+        self, path: str | Path, config: Mapping[str, object], units: int, shard: int, **labels: Unpack[Labels]
     ) -> None:
         super().__init__(config, units, shard, **labels)
         self.path = Path(path)
@@ -248,12 +276,12 @@ class Store(Memory):
             self._create(values)
         group = zarr.open_group(self.path, mode="r+")
         for name, array in values.items():
-            if array.shape[1:] != group[name].shape[1:]:
-                found = f"{str(self.path)!r} holds {name} {group[name].shape[1:]} a unit; got {array.shape[1:]}"
-                raise ValueError(found)
+            shape = _array(group, name).shape[1:]
+            if array.shape[1:] != shape:
+                raise ValueError(f"{str(self.path)!r} holds {name} {shape} a unit; got {array.shape[1:]}")
         with self._written():
             for name, array in {**values, "done": np.ones(len(units), bool)}.items():
-                group[name][units.start : units.stop] = array
+                _array(group, name)[units.start : units.stop] = array
 
     def finish(self) -> xr.Dataset:
         """Return the stored run, lazily."""
@@ -261,9 +289,10 @@ class Store(Memory):
 
     def _create(self, values: Mapping[str, np.ndarray]) -> None:
         """Make a store with room for all units, none of it done; it appears at once or not at all."""
+        sizes = {name: part.shape[1:] for name, part in values.items()}
         room = {
-            name: dask.array.empty((self.units, *part.shape[1:]), np.float32, chunks=(self.shard, *part.shape[1:]))
-            for name, part in values.items()
+            name: dask.array.empty((self.units, *size), dtype=np.float32, chunks=(self.shard, *size))
+            for name, size in sizes.items()
         }
         run = build(room, self.config, **self.labels)
         run = run.assign(done=("unit", dask.array.zeros(self.units, dtype=bool, chunks=self.shard)))
@@ -281,18 +310,19 @@ class Store(Memory):
 
     def _resume(self) -> None:
         """Find out which units are done; nothing is changed."""
-        group, name, condition = _group(self.path, "r"), repr(str(self.path)), self.labels.get("condition")
-        stored, wanted = config_of(group.attrs), json.loads(json.dumps(self.config))
+        group, name, condition = _group(self.path), repr(str(self.path)), self.labels.get("condition")
+        stored, wanted = config(group), json.loads(json.dumps(self.config))
         differing = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
         if differing:
             changes = (f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} here" for key in differing)
             raise ValueError(f"{name} holds a run of another configuration: {'; '.join(changes)}")
-        known = _chunks_done(group)
+        known = _chunks_done(group, self.path)
         if known.size > self.units:
             raise ValueError(f"{name} holds {known.size} units; a run can be extended, not cut to {self.units}")
         self.done[: known.size] = known
         if condition is not None:
-            if not np.array_equal(group["condition"][: known.size][known], condition[self.done]):
+            there = np.asarray(_array(group, "condition")[: known.size])
+            if not np.array_equal(there[known], condition[self.done]):
                 raise ValueError(f"{name} holds units of other conditions")
 
     def _extend(self) -> None:
@@ -301,12 +331,13 @@ class Store(Memory):
             group = zarr.open_group(self.path, mode="r+")
             for stray in self.path.rglob("*.partial"):
                 stray.unlink()
-            for name in sorted(group.array_keys()):
-                if "unit" in group[name].metadata.dimension_names and group[name].shape[0] != self.units:
-                    group[name].resize((self.units, *group[name].shape[1:]))
-            group["unit"][:] = np.arange(self.units)
-            if self.labels.get("condition") is not None:
-                group["condition"][:] = self.labels["condition"]
+            for _, array in sorted(group.arrays()):
+                if "unit" in _dims(array) and array.shape[0] != self.units:
+                    array.resize((self.units, *array.shape[1:]))
+            _array(group, "unit")[:] = np.arange(self.units)
+            condition = self.labels.get("condition")
+            if condition is not None:
+                _array(group, "condition")[:] = condition
 
     @contextmanager
     def _written(self) -> Iterator[None]:

@@ -60,7 +60,7 @@ def test_twenty_kills_change_no_byte(tmp_path):
     Each kill comes a random few milliseconds, about a shard's time, after 0 to 3 more shards.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["antinb.sampling", "antinb.zoo", "test_resume"])
+    context.set_forkserver_preload(["antinb.sampling", "antinb.zoo", "test_dataset"])
     rng, store, whole = np.random.default_rng(0), tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     states = set()
     for _ in range(20):
@@ -171,7 +171,7 @@ def test_runs_of_two_models_are_never_mixed(tmp_path, one, other, message):
         run(tmp_path / "run.zarr", 16, other)
 
 
-def held_out_of_another_shape_are_refused(tmp_path):
+def test_images_of_another_shape_are_refused(tmp_path):
     run(tmp_path / "run.zarr", 8, tall)
     tall.factor = 2
     with pytest.raises(ValueError, match=r"holds image \(2, 1, 8, 8\) a unit; got \(2, 1, 16, 8\)"):
