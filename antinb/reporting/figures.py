@@ -277,6 +277,14 @@ def _plain_log(ax: Axes, which: str, ticks: Sequence[float] | None = None) -> No
     """Make the axis `"x"` or `"y"` logarithmic, with numbers such as 0.3, 1, 3 and 10 at its ticks."""
     ax.set(**{f"{which}scale": "log"})
     axis = getattr(ax, f"{which}axis")
-    axis.set_major_locator(LogLocator(subs=(1, 3)) if ticks is None else FixedLocator(ticks))
+    axis.set_major_locator(_Decades() if ticks is None else FixedLocator(ticks))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
+
+
+class _Decades(LogLocator):
+    """Ticks at powers of ten, and at three times them where these alone would be few."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        self.set_params(subs=(1, 3) if vmax < 300 * vmin else (1,))
+        return super().tick_values(vmin, vmax)

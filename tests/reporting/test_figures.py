@@ -85,3 +85,11 @@ def test_facets_hold_the_rows_of_their_title_and_one_legend():
         drawn = np.concatenate([bars.lines[0].get_xdata() for bars in ax.containers])
         assert sorted(drawn) == sorted(part["estimate"])
         assert dashed(ax, 0) == [0]
+
+
+def test_a_logarithmic_axis_of_many_decades_has_fewer_ticks():
+    ax = figures.forest(ONE.assign(low=1e-3, high=1e3), label="model", log=True)
+    ax.figure.canvas.draw()
+    shown = [float(text.get_text()) for text in ax.get_xticklabels()]
+    assert {0.01, 1, 100} <= set(shown)
+    assert not {0.3, 3, 30} & set(shown)
