@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+__all__: list[str] = []
+
 LARGEST_SEED = 2**63 - 1
 
 

@@ -10,6 +10,8 @@ import click
 from antinb.models import SCHEDULERS
 from antinb.reporting import notebooks
 
+__all__ = ["main"]
+
 
 @click.group()
 @click.version_option(package_name="antinb")

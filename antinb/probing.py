@@ -20,6 +20,8 @@ from antinb.models.diffusion import Diffusion
 from antinb.noise import Design
 from antinb.sampling import generate
 
+__all__ = ["ALONG", "Probe"]
+
 TIMESTEPS = 8
 ALONG = ("gaussian", "trajectory")
 KERNELS = (symmetry.affine_antisymmetry, symmetry.nonlinear_odd_share)
@@ -54,8 +56,8 @@ class Probe:
     Examples:
         >>> import antinb
         >>> probe = antinb.probing.Probe(antinb.load("fashion-mixture"), seed=0, timesteps=[500], coordinates=16)
-        >>> dict(probe.score(directions=2, progress=False).sizes)
-        {'timestep': 1, 'direction': 2, 'coordinate': 16}
+        >>> probe.score(directions=2, progress=False)["affine_antisymmetry"].shape
+        (1, 2, 16)
     """
 
     def __init__(
@@ -185,7 +187,8 @@ class Probe:
         for start in range(0, design.units, shard):
             units = range(start, min(start + shard, design.units))
             classes = None if self.condition is None else np.full(len(units), self.condition)
-            run = generate(self.generator, design, self.seed, classes, units, self.batch, trajectory=True)
+            settings = {"seed": self.seed, "classes": classes, "batch": self.batch, "trajectory": True}
+            run = generate(self.generator, design, units, **settings)
             parts.append(run["state"][:, :, places])
         return np.concatenate(parts)
 

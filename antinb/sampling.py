@@ -12,8 +12,10 @@ from tqdm.auto import tqdm
 
 from antinb import checks, dataset
 from antinb.models.draws import rows
-from antinb.models.generator import Generator
+from antinb.models.generator import Generator, Integrator
 from antinb.noise import Design
+
+__all__ = ["sample"]
 
 
 def sample(
@@ -64,9 +66,11 @@ def sample(
     batch, seed = checks.integer("batch", batch, 1), checks.seed(seed)
     if not isinstance(store, (str, os.PathLike, type(None))):
         raise ValueError(f"store must be a path or None; got {store!r}")
-    if trajectory and not hasattr(generator, "trajectory"):
+    traced = isinstance(generator, Integrator)
+    if trajectory and not traced:
         raise ValueError(f"trajectories need a network with its scheduler; got a {type(generator).__name__}")
-    conditions = _conditions(condition, design.units)
+    given = None if condition is None else np.asarray(condition)
+    conditions = None if given is None else _conditions(given, design.units)
     averaged = getattr(generator, "members", None)
     if averaged not in (None, design.members) or (averaged or 0) > batch:
         found = f"a design of {design.members} members, batch {batch}"
@@ -75,7 +79,7 @@ def sample(
         **generator.describe(),
         "design": design.describe(),
         "seed": seed,
-        "condition": "by unit" if np.ndim(condition) else condition if condition is None else int(condition),
+        "condition": None if given is None else "by unit" if given.ndim else given.item(),
         "batch": batch,
         "trajectory": trajectory,
         "threads": torch.get_num_threads(),
@@ -84,7 +88,7 @@ def sample(
     labels = {
         "signs": None if averaged else design.signs,
         "condition": conditions,
-        "timesteps": generator.timesteps if trajectory else None,
+        "timesteps": list(generator.timesteps) if trajectory and traced else None,
     }
     size = {"units": design.units, "shard": max(1, batch // design.members)}
     run = dataset.Memory(config, **size, **labels) if store is None else dataset.Store(store, config, **size, **labels)
@@ -92,26 +96,27 @@ def sample(
     with tqdm(total=images, initial=done, unit="image", disable=not progress) as bar:
         for units in run.missing():
             classes = None if conditions is None else conditions[units.start : units.stop]
-            run.write(units, generate(generator, design, seed, classes, units, batch, trajectory))
+            settings = {"seed": seed, "classes": classes, "batch": batch, "trajectory": trajectory}
+            run.write(units, generate(generator, design, units, **settings))
             bar.update(len(units) * design.members)
     return run.finish()
 
 
-def _conditions(condition: int | list[int] | None, units: int) -> np.ndarray | None:
-    if condition is None:
-        return None
-    classes = np.asarray(condition)
+def _conditions(classes: np.ndarray, units: int) -> np.ndarray:
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (units,)) or classes.min() < 0:
-        raise ValueError(f"condition must be one class, or one for each of {units} units, from 0; got {condition!r}")
+        raise ValueError(
+            f"condition must be one class, or one for each of {units} units, from 0; got {classes.tolist()!r}"
+        )
     return np.broadcast_to(classes, (units,))
 
 
 def generate(
     generator: Generator,
     design: Design,
+    units: range,
+    *,
     seed: int,
     classes: np.ndarray | None,
-    units: range,
     batch: int,
     trajectory: bool,
 ) -> dict[str, np.ndarray]:
@@ -126,8 +131,11 @@ def generate(
             return rows(design, shape, seed=seed, units=units, stream=stream)[cut]
 
         given = {"draw": draw, "condition": None if labels is None else labels[cut]}
-        images, recorded = generator.trajectory(noise[cut], **given) if trajectory else (None, {})
-        recorded["image"] = generator.generate(noise[cut], **given) if images is None else images
+        if trajectory and isinstance(generator, Integrator):
+            images, recorded = generator.trajectory(noise[cut], **given)
+        else:
+            images, recorded = generator.generate(noise[cut], **given), {}
+        recorded["image"] = images
         for name, part in recorded.items():
             parts.setdefault(name, []).append(part.float().cpu())
     values = {name: torch.cat(part).numpy() for name, part in parts.items()}

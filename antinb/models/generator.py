@@ -10,7 +10,7 @@ function of the noise alone. `describe()` returns what determines the images.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -112,6 +112,11 @@ class Integrator(ABC):
     @abstractmethod
     def describe(self) -> dict[str, object]:
         """Return what determines the images, as values that JSON can hold."""
+
+    @property
+    @abstractmethod
+    def timesteps(self) -> Sequence[float]:
+        """The times that the steps start from, the noise end first."""
 
     @property
     def calls(self) -> int:

@@ -17,6 +17,19 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from antinb import dataset
 
+__all__ = [
+    "bands",
+    "by_timestep",
+    "densities",
+    "facets",
+    "forest",
+    "image_grid",
+    "intervals",
+    "pixel_map",
+    "slices",
+    "trajectory",
+]
+
 PALETTE = {"PN": "#c8553d", "RR": "#4a6fa5"}
 
 
@@ -30,6 +43,12 @@ def image_grid(
 
     Raises:
         ValueError: if there is not one label a row or column, or there are neither 1 nor 3 channels.
+
+    Examples:
+        >>> values = xr.DataArray(np.zeros((3, 2, 1, 4, 4)), dims=["unit", "member", "channel", "y", "x"])
+        >>> ax = image_grid(values.assign_attrs(range="[-1, 1]"), rows=["z", "-z"])
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['z', '-z']
     """
     across, count, channels, height, width = images.shape
     if len(rows) != count or channels not in (1, 3):
@@ -54,7 +73,13 @@ def image_grid(
 
 
 def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the densities of `correlation.histogram`, columns `pairs` (PN, RR), `left`, `right`, `density`."""
+    """Draw the densities of `correlation.histogram`, columns `pairs` (PN, RR), `left`, `right`, `density`.
+
+    Examples:
+        >>> table = pd.DataFrame({"pairs": "PN", "left": [-1.0, 0.0], "right": [0.0, 1.0], "density": [0.8, 0.2]})
+        >>> densities(table).get_xlabel()
+        'correlation'
+    """
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
     for kind, part in table.groupby("pairs"):
@@ -70,7 +95,12 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax: Axes | None = None) -> Axes:
-    """Draw a map `(y, x)` on a scale between two limits, diverging if they have 0 between them; NaN is hatched."""
+    """Draw a map `(y, x)` on a scale between two limits, diverging if they have 0 between them; NaN is hatched.
+
+    Examples:
+        >>> len(pixel_map(xr.DataArray(np.eye(4), dims=["y", "x"])).images)
+        1
+    """
     if ax is None:
         _, ax = plt.subplots(figsize=(3.6, 3), layout="constrained")
     ax.patch.set(hatch="////", edgecolor="0.75")
@@ -127,6 +157,12 @@ def forest(
         at: where dashed reference lines stand.
         log: whether the axis of the estimates is logarithmic.
         ax: where to draw; None makes a figure.
+
+    Examples:
+        >>> rows = {"estimate": [9.0, 1.0], "low": [8.0, 0.9], "high": [10.0, 1.2]}
+        >>> table = pd.DataFrame({"design": ["pairs", "iid"], **rows})
+        >>> forest(table, label="design", at=1, log=True).get_xscale()
+        'log'
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
@@ -165,6 +201,11 @@ def bands(
         at: where dashed reference lines stand, across.
         log: the logarithmic axes, of `"x"` (with its ticks where the points are), `"y"` and `"xy"`.
         ax: where to draw; None makes a figure.
+
+    Examples:
+        >>> table = pd.DataFrame({"k": [2, 4], "estimate": [0.3, 0.2], "low": [0.2, 0.1], "high": [0.4, 0.3]})
+        >>> bands(table, x="k", log="x").get_xlabel()
+        'k'
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
@@ -211,6 +252,11 @@ def facets(
         xlabel: under the lowest panels; None keeps what `draw` says.
         ylabel: beside the left ones.
         options: for `draw`.
+
+    Examples:
+        >>> table = pd.DataFrame({"model": ["a", "b"], "design": "pairs", "estimate": 0.5, "low": 0.4, "high": 0.6})
+        >>> [ax.get_title() for ax in facets(table, forest, by="model", label="design").axes]
+        ['a', 'b']
     """
     parts = list(table.groupby(by, sort=False))
     grid = {"nrows": rows, "ncols": -(-len(parts) // rows), "squeeze": False, "layout": "constrained"}

@@ -17,6 +17,8 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+__all__: list[str] = []
+
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
 QUIET = ["--IPKernelApp.log_level=ERROR"]
 LARGE = 150_000  # bytes

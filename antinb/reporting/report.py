@@ -20,6 +20,8 @@ from statsmodels.stats.multitest import multipletests
 
 from antinb import dataset
 
+__all__ = ["Report", "open", "size", "versions"]
+
 PROFILES = ("smoke", "full")
 LEVEL = 0.95
 ENDS = ("estimate", "low", "high")
@@ -49,6 +51,14 @@ def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -
     """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`.
 
     `parameters` are recorded with every figure. Tables then show texts, such as those of claims, at full length.
+
+    Examples:
+        >>> import tempfile
+        >>> book = open(tempfile.mkdtemp(), "01_example", {"profile": "smoke"})
+        >>> row = {"estimate": -0.5, "low": -0.6, "high": -0.4}
+        >>> book.claim("01.example", "pairs are negatively correlated", row, "<-0.1")
+        >>> book.claims()["state"].tolist()
+        ['holds']
     """
     pd.set_option("display.max_colwidth", None)
     return Report(Path(out_dir) / notebook, notebook, dict(parameters))

@@ -14,6 +14,8 @@ from antinb.analysis.statistics import Statistic
 from antinb.zoo import folders, shipped
 from antinb.zoo.loading import filled
 
+__all__ = ["Classifier", "load"]
+
 BATCH = 500
 
 
@@ -40,7 +42,7 @@ class Classifier:
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Return the 64 features of each image, none below 0, `(..., C, H, W)` to `(..., 64)`."""
-        return self._outputs(self.network[:-1], images)
+        return self._outputs(nn.Sequential(*list(self.network)[:-1]), images)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return the probability of each class, `(..., C, H, W)` to `(..., classes)`."""
@@ -78,6 +80,11 @@ def load(name: str | Path) -> Classifier:
 
     Raises:
         ValueError: if there is no such classifier, or its weights are not whole.
+
+    Examples:
+        >>> judge = load("fashion-classifier")
+        >>> len(judge.classes), judge.features(np.zeros((2, 1, 28, 28))).shape
+        (10, (2, 64))
     """
     known = {path.name: path for path in sorted((shipped.DATA / "models").glob("*-classifier"))}
     folder = known.get(str(name), Path(name))

@@ -23,6 +23,8 @@ from antinb.models.networks import tensors_hash
 from antinb.models.rectified import RectifiedFlow
 from antinb.tasks.classifier import Classifier
 
+__all__ = ["FlowEdit", "SDEdit", "flow_edit", "measure", "sd_edit"]
+
 Images = np.ndarray | torch.Tensor
 Classes = int | Sequence[int]
 
@@ -97,6 +99,8 @@ class FlowEdit(Editor):
         members: noises a step, the members of one unit; the run has one image a unit.
     """
 
+    model: RectifiedFlow
+    to_class: torch.Tensor
     from_class: torch.Tensor
     backward: RectifiedFlow
     members: int
@@ -130,7 +134,7 @@ class FlowEdit(Editor):
         before, after = self.from_class[numbers], self.to_class[numbers]
         edit = source[:: self.members]
         for stream, (t, following) in enumerate(zip(times, times[1:], strict=False)):
-            drawn = (draw(stream, self.shape) if stream else noise).to(source)
+            drawn = (draw(stream, self.shape) if stream and draw else noise).to(source)
             noised = (1 - t) * source + t * drawn
             moved = edit.repeat_interleave(self.members, 0) + (noised - source)
             change = self.model.velocity(moved, t, after) - self.backward.velocity(noised, t, before)
@@ -157,6 +161,15 @@ def sd_edit(
             or a strength out of its range.
 
     Source: Meng et al., arXiv 2108.01073, algorithm 1.
+
+    Examples:
+        >>> import antinb
+        >>> model = antinb.load("fashion-rf", steps=4)
+        >>> sources, labels = antinb.zoo.held_out("fashion")
+        >>> editor = sd_edit(model, sources[:2], [3, 3], strength=0.5)
+        >>> run = antinb.sample(editor, antinb.noise.antithetic(2), seed=0, condition=[0, 1], progress=False)
+        >>> editor.evaluations, run["image"].shape
+        (2, (2, 2, 1, 28, 28))
     """
     if not isinstance(model, Diffusion | RectifiedFlow):
         raise ValueError(f"SDEdit needs a diffusion generator or a rectified flow; got a {type(model).__name__}")
@@ -270,6 +283,8 @@ def _classes(model: Diffusion | RectifiedFlow, what: str, given: Classes, count:
     classes = np.asarray(given)
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (count,)):
         raise ValueError(f"{what} must be one class, or one for each of {count} sources; got {given!r}")
+    if model.null is None:
+        raise ValueError(f"{what} needs a model with classes; got {given!r}")
     if not 0 <= classes.min() <= classes.max() < model.null:
         raise ValueError(f"{what} must be a class from 0 to {model.null - 1}; got {given!r}")
     return torch.from_numpy(np.broadcast_to(classes, (count,)).astype(np.int64))

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import cast
 
 import torch
 from diffusers import DDIMScheduler
@@ -23,6 +24,8 @@ from antinb.models.exact import DenseMixture
 from antinb.models.generator import check_noise
 from antinb.models.networks import tensors_hash
 from antinb.tasks.operators import Operator, dot_test
+
+__all__ = ["DDS", "DPS", "law"]
 
 Follow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -84,8 +87,8 @@ class Solver(ABC):
         y = self.measurement.to(x)
         for stream, (t, abar, after) in enumerate(self._levels, 1):
             spread = self.model.eta * math.sqrt((1 - after) / (1 - abar) * (1 - abar / after))
-            fresh = spread * draw(stream, self.shape).to(x) if spread else 0
-            x = self._step(x, y, t, abar, condition, partial(_follow, after, spread, fresh))
+            fresh = spread * draw(stream, self.shape).to(x) if spread and draw else 0
+            x = self._step(x, y, (t, abar), condition, partial(_follow, after, spread, fresh))
         return x
 
     def describe(self) -> dict[str, object]:
@@ -102,27 +105,28 @@ class Solver(ABC):
         self,
         x: torch.Tensor,
         y: torch.Tensor,
-        t: int,
-        abar: float,
+        level: tuple[int, float],
         condition: torch.Tensor | None,
         follow: Follow,
     ) -> torch.Tensor:
-        """Return the next state; `follow(x0, eps)` is that of the unconditional sampler."""
+        """Return the next state from the timestep and its `abar`; `follow(x0, eps)` is the unconditional sampler's."""
 
     @abstractmethod
     def _settings(self) -> dict[str, object]:
         """Return what the solver itself can be told."""
 
     def _predict(
-        self, x: torch.Tensor, t: int, abar: float, condition: torch.Tensor | None
+        self, x: torch.Tensor, level: tuple[int, float], condition: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the predicted clean image (Tweedie's formula), unclipped, and the predicted noise."""
+        t, abar = level
         eps = self.model.predict_noise(x, t, condition)
         return (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar), eps
 
     def _clip(self, x0: torch.Tensor) -> torch.Tensor:
         config = self._scheduler.config
-        return x0.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x0
+        bound = config["clip_sample_range"]
+        return x0.clamp(-bound, bound) if config["clip_sample"] else x0
 
     def _state(self, noise: torch.Tensor) -> torch.Tensor:
         like = self.model.like
@@ -130,7 +134,7 @@ class Solver(ABC):
 
     @cached_property
     def _scheduler(self) -> DDIMScheduler:
-        scheduler = make_scheduler(self.model.config, clip=self.model.clip)
+        scheduler = cast(DDIMScheduler, make_scheduler(self.model.config, "ddim", clip=self.model.clip))
         scheduler.set_timesteps(self.model.steps)
         return scheduler
 
@@ -174,11 +178,16 @@ class DPS(Solver):
         return {"scale": self.scale, "squared": self.squared}
 
     def _step(
-        self, x: torch.Tensor, y: torch.Tensor, t: int, abar: float, condition: torch.Tensor | None, follow: Follow
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        level: tuple[int, float],
+        condition: torch.Tensor | None,
+        follow: Follow,
     ) -> torch.Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0, eps = self._predict(x, t, abar, condition)
+            x0, eps = self._predict(x, level, condition)
             residual = (y - self.operator.A(x0)).flatten(1)
             misfit = residual.square().sum(1) if self.squared else torch.linalg.vector_norm(residual, dim=1)
             (gradient,) = torch.autograd.grad(misfit.sum(), x)
@@ -216,9 +225,14 @@ class DDS(Solver):
 
     @torch.no_grad()
     def _step(
-        self, x: torch.Tensor, y: torch.Tensor, t: int, abar: float, condition: torch.Tensor | None, follow: Follow
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        level: tuple[int, float],
+        condition: torch.Tensor | None,
+        follow: Follow,
     ) -> torch.Tensor:
-        x0, eps = self._predict(x, t, abar, condition)
+        x0, eps = self._predict(x, level, condition)
         return follow(self._consistent(self._clip(x0), y), eps)
 
     def _consistent(self, x0: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -260,7 +274,7 @@ def law(solver: Solver) -> DenseMixture:
         )
     used = range(streams if solver.model.eta else 1)
     maps = [respond([unit if stream == k else zero for stream in range(streams)]) - mean for k in used]
-    return DenseMixture(torch.ones(1).to(mean), mean[None], sum(part.T @ part for part in maps)[None])
+    return DenseMixture(torch.ones(1).to(mean), mean[None], torch.stack([part.T @ part for part in maps]).sum(0)[None])
 
 
 def _follow(

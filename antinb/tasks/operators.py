@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,22 @@ from scipy import ndimage
 from torch.nn import functional
 
 from antinb import checks
+
+__all__ = [
+    "Linear",
+    "Operator",
+    "box_mask",
+    "deblurring",
+    "dot_test",
+    "fourier",
+    "inpainting",
+    "line_mask",
+    "matrix",
+    "observe",
+    "random_mask",
+    "superresolution",
+    "tomography",
+]
 
 TOLERANCE = 1e-5  # of the dot test
 LARGEST = 64  # side of an image whose projections are held as a matrix
@@ -28,9 +44,11 @@ class Operator(Protocol):
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         """Return the measurements of images, `(B, C, H, W)` to `(B, ...)`."""
+        ...
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
         """Return the transpose applied to measurements, `(B, ...)` to `(B, C, H, W)`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +66,7 @@ class Linear:
     shape: tuple[int, ...]
     forward: Callable[[torch.Tensor], torch.Tensor]
     parameters: Mapping[str, object] = field(default_factory=dict)
-    _traced: dict[str, object] = field(default_factory=dict, init=False, repr=False)
+    _traced: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse a shape that is not `(C, H, W)`."""
@@ -66,7 +84,7 @@ class Linear:
         """Return the images `A'y`, `(B, ...)` to `(B, C, H, W)`; ValueError for measurements of another shape."""
         key = len(y), y.dtype, y.device
         if self._traced.get("key") != key:  # of a linear function the product is the same at every point
-            measured, pull_back = torch.func.vjp(self.forward, y.new_zeros(len(y), *self.shape))
+            measured, pull_back = torch.func.vjp(self.forward, y.new_zeros(len(y), *self.shape))[:2]
             self._traced.update(key=key, shape=measured.shape, pull_back=pull_back)
         if self._traced["shape"] != y.shape:
             raise ValueError(f"{self.name} makes measurements {tuple(self._traced['shape'])}; got {tuple(y.shape)}")
@@ -82,6 +100,11 @@ def inpainting(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
 
     Raises:
         ValueError: if the mask is not boolean of shape `(H, W)`, or keeps nothing.
+
+    Examples:
+        >>> operator = inpainting((1, 28, 28), box_mask((28, 28), 12))
+        >>> operator.A(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 1, 640])
     """
     places = _places(shape, mask)
     return Linear("inpainting", shape, lambda x: x.flatten(-2)[..., places.to(x.device)], {"kept": places.tolist()})
@@ -92,6 +115,10 @@ def superresolution(shape: tuple[int, int, int], factor: int) -> Linear:
 
     Raises:
         ValueError: if the factor is below 2 or does not divide height and width.
+
+    Examples:
+        >>> superresolution((1, 28, 28), 4).A(torch.ones(1, 1, 28, 28)).shape
+        torch.Size([1, 1, 7, 7])
     """
     factor, (height, width) = checks.integer("factor", factor, 2), shape[-2:]
     if height % factor or width % factor:
@@ -113,6 +140,10 @@ def deblurring(shape: tuple[int, int, int], width: float) -> Linear:
 
     Raises:
         ValueError: if the width is not from 0.1 to a quarter of the shorter side.
+
+    Examples:
+        >>> bool(torch.allclose(deblurring((1, 8, 8), 1.0).A(torch.ones(1, 1, 8, 8)), torch.ones(1, 1, 8, 8)))
+        True
     """
     checks.number("width", width, 0.1, min(shape[-2:]) / 4)
     rows, columns = (
@@ -146,6 +177,10 @@ def tomography(shape: tuple[int, int, int], views: int) -> Linear:
 
     Raises:
         ValueError: if `views` is not a positive integer, or the image is not square, of at most 64 by 64 pixels.
+
+    Examples:
+        >>> tomography((1, 16, 16), 6).A(torch.zeros(1, 1, 16, 16)).shape
+        torch.Size([1, 1, 6, 16])
     """
     views = checks.integer("views", views, 1)
     if shape[-2] != shape[-1] or shape[-1] > LARGEST:
@@ -155,7 +190,7 @@ def tomography(shape: tuple[int, int, int], views: int) -> Linear:
     seen = []
     for angle in (math.pi * view / views for view in range(views)):
         turn = torch.tensor([[[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]])
-        grid = functional.affine_grid(turn.double(), (1, 1, *size), align_corners=False).expand(len(pixels), -1, -1, -1)
+        grid = functional.affine_grid(turn.double(), [1, 1, *size], align_corners=False).expand(len(pixels), -1, -1, -1)
         seen.append(functional.grid_sample(pixels, grid, align_corners=False).sum((1, 2)).T / size[0] ** 0.5)
     weights = torch.cat(seen)
 
@@ -170,6 +205,10 @@ def random_mask(size: tuple[int, int], share: float, *, seed: int) -> np.ndarray
 
     Raises:
         ValueError: if the share is not from 0 to 1 or leaves no place, or the seed is negative.
+
+    Examples:
+        >>> int(random_mask((8, 8), 0.25, seed=0).sum())
+        16
     """
     height, width = checks.shape(size)
     count = checks.integer("the places of a mask", round(checks.number("share", share, 0, 1) * height * width), 1)
@@ -183,6 +222,10 @@ def box_mask(size: tuple[int, int], side: int) -> np.ndarray:
 
     Raises:
         ValueError: if the side is not from 1 to one less than the shorter side of the mask.
+
+    Examples:
+        >>> int(box_mask((8, 8), 4).sum())
+        48
     """
     height, width = checks.shape(size)
     side, mask = checks.integer("side", side, 1, min(height, width) - 1), np.ones((height, width), bool)
@@ -211,6 +254,11 @@ def observe(operator: Operator, image: torch.Tensor | np.ndarray, *, sigma: floa
 
     Raises:
         ValueError: if sigma or the seed is negative, or the image does not fit the operator.
+
+    Examples:
+        >>> operator = superresolution((1, 8, 8), 2)
+        >>> observe(operator, torch.zeros(1, 8, 8), sigma=0.1, seed=0).shape
+        torch.Size([1, 1, 4, 4])
     """
     clean = operator.A(torch.as_tensor(image)[None])
     rng = np.random.default_rng(checks.seed(seed))
@@ -228,6 +276,10 @@ def dot_test(operator: Operator, shape: tuple[int, ...], *, like: torch.Tensor |
 
     Raises:
         ValueError: if it is above 1e-5, NaN, or the shapes do not fit.
+
+    Examples:
+        >>> dot_test(superresolution((1, 8, 8), 2), (1, 8, 8)) < 1e-5
+        True
     """
     rng, like = np.random.default_rng(0), torch.zeros(()) if like is None else like
     x = torch.from_numpy(rng.standard_normal((2, *checks.shape(shape)))).to(like)
@@ -245,7 +297,12 @@ def dot_test(operator: Operator, shape: tuple[int, ...], *, like: torch.Tensor |
 
 
 def matrix(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Return the operator as a dense matrix `(m, d)` from flattened images to flattened measurements."""
+    """Return the operator as a dense matrix `(m, d)` from flattened images to flattened measurements.
+
+    Examples:
+        >>> matrix(superresolution((1, 8, 8), 2), (1, 8, 8)).shape
+        torch.Size([16, 64])
+    """
     sizes = checks.shape(shape)
     return operator.A(torch.eye(math.prod(sizes), dtype=dtype).unflatten(1, sizes)).flatten(1).T
 
