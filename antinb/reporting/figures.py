@@ -332,5 +332,5 @@ class _Decades(LogLocator):
     """Ticks at powers of ten, and at three times them where these alone would be few."""
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
-        self.set_params(subs=(1, 3) if vmax < 300 * vmin else (1,))
+        self.set_params(subs=(1, 3) if vmax < 300 * vmin else (1,), numticks=7)
         return super().tick_values(vmin, vmax)
