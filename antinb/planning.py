@@ -249,30 +249,34 @@ def _aims(half_width: float | Sequence[float], count: int) -> list[float]:
 def _size(table: pd.DataFrame, aims: dict[str, float] | None, left: int | None, level: float) -> pd.DataFrame:
     """Return the table with `units`, `coarse_units`, `half_width` and `evaluations` of each row."""
     quantile = functools.partial(stats.t.ppf, (1 + level) / 2)
+    variance, cost = table["variance"].to_numpy(float), table["cost"].to_numpy(float)
     if aims is not None:
-        aim = table["statistic"].map(aims)
-        needed = np.ceil(quantile(np.inf) ** 2 * table["variance"] / aim**2)
-        units = np.maximum(LEAST, needed.to_numpy()).astype(int)
-        while (short := quantile(units - 1) ** 2 * table["variance"] / units > aim**2).any():
-            units = units + short.to_numpy()
+        aim = np.array([aims[name] for name in table["statistic"]])
+        units = np.maximum(LEAST, np.ceil(quantile(np.inf) ** 2 * variance / aim**2)).astype(int)
+        while (short := quantile(units - 1) ** 2 * variance / units > aim**2).any():
+            units = units + short
     else:
-        units = (left // table["cost"]).astype(int)
-    half = quantile(np.maximum(units - 1, 1)) * (table["variance"] / np.maximum(units, 1)) ** 0.5
-    table = table.assign(units=units, half_width=half, evaluations=np.ceil(units * table["cost"]).astype(int))
-    if "coarse_units" in table:
-        table["coarse_units"] = np.ceil(table["coarse_units"] * units)
-    return table
+        units = (left // cost).astype(int)
+    half = quantile(np.maximum(units - 1, 1)) * (variance / np.maximum(units, 1)) ** 0.5
+    coarse = np.ceil(table["coarse_units"] * units)
+    spent = np.ceil(units * cost).astype(int)
+    return table.assign(units=units, coarse_units=coarse, half_width=half, evaluations=spent)
 
 
 def _recommend(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
-    groups = table.groupby(["design", "levels"], sort=False)
-    if budget is None:
-        most = groups[["units", "unit_cost", "coarse_units", "coarse_cost"]].max().fillna(0)
-        worst = most["units"] * most["unit_cost"] + most["coarse_units"] * most["coarse_cost"]
-    else:
-        possible = groups["units"].min() >= LEAST
-        if not possible.any():
-            raise ValueError(f"the budget gives no design {LEAST} units beyond the pilot; got {budget}")
-        worst = -groups["efficiency"].min()[possible]
-    best = pd.Series(list(zip(table["design"], table["levels"], strict=True))) == worst.idxmin()
-    return table.assign(recommended=best.to_numpy())
+    """Return the table with `recommended`, true in the rows of the best design and number of levels."""
+    choices = list(zip(table["design"], table["levels"], strict=True))
+    units, efficiency = table["units"].to_numpy(), table["efficiency"].to_numpy(float)
+    parts = [table[name].fillna(0).to_numpy(float) for name in ("unit_cost", "coarse_units", "coarse_cost")]
+    worst = {}
+    for choice in dict.fromkeys(choices):
+        rows = np.array([other == choice for other in choices])
+        if budget is None:
+            unit_cost, coarse_units, coarse_cost = (part[rows].max() for part in parts)
+            worst[choice] = units[rows].max() * unit_cost + coarse_units * coarse_cost
+        elif units[rows].min() >= LEAST:
+            worst[choice] = -efficiency[rows].min()
+    if not worst:
+        raise ValueError(f"the budget gives no design {LEAST} units beyond the pilot; got {budget}")
+    best = min(worst, key=worst.__getitem__)
+    return table.assign(recommended=[choice == best for choice in choices])

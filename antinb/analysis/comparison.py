@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from antinb import checks
 from antinb.analysis.intervals import cluster_bootstrap, row, t_interval
@@ -70,7 +69,7 @@ def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: 
     decided = len(gaps) - ties
     numbers = [np.nan] * 3
     if decided:
-        numbers = [wins / decided, *proportion_confint(wins, decided, 1 - level, method="wilson")]
+        numbers = [wins / decided, *stats.binomtest(wins, decided).proportion_ci(level, "wilson")]
     about = {"level": level, "method": "Wilson", "units": len(gaps), "dropped": dropped, "ties": ties}
     return pd.DataFrame([row(numbers, **about)])
 

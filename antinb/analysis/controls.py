@@ -167,7 +167,7 @@ def two_level(
         variances = np.array([part.var(ddof=1) / len(part) for part in parts])
         if variances.sum() == 0:
             raise ValueError(f"{name} is constant over units: there is no width to estimate")
-        df = welch(variances, np.array([len(part) for part in parts]))
+        df = float(welch(variances, np.array([len(part) for part in parts])))
         whole = estimation.Estimate(sum(part.mean() for part in parts), variances.sum() ** 0.5, df)
         about = {"evaluations": sum(map(evaluations, (fine, coarse, many))), "se": whole.se, "df": whole.df}
         numbers = whole.estimate, *whole.interval(level)
@@ -205,12 +205,10 @@ def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[
 def two_costs(fine: xr.DataArray, coarse: xr.DataArray) -> tuple[int, int]:
     """Return the evaluations an image of two levels, refusing a twin that is not coarser or of other noise."""
     _same_noise(fine, coarse)
-    costs = tuple(evaluations(table) // (table.sizes["unit"] * table.sizes["member"]) for table in (fine, coarse))
-    if costs[1] >= costs[0]:
-        raise ValueError(
-            f"a coarse twin needs fewer evaluations an image than the fine one's {costs[0]}; got {costs[1]}"
-        )
-    return costs
+    dear, cheap = (evaluations(table) // (table.sizes["unit"] * table.sizes["member"]) for table in (fine, coarse))
+    if cheap >= dear:
+        raise ValueError(f"a coarse twin needs fewer evaluations an image than the fine one's {dear}; got {cheap}")
+    return dear, cheap
 
 
 def _modes(noise: Design, shape: tuple[int, ...], seed: int, leading: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from antinb.analysis.intervals import row, t_interval
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BLOCKS = 50
 STEPPED = ("state", "predicted_noise")
+OVER_UNITS = "t over units"
 
 Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -126,8 +127,7 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
                     quantiles = {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
                     spread |= {"sd": defined.std(ddof=1), **quantiles}
             if kind == "PN" and conditions == 1 and defined.size > 1:
-                own = _t_row(singles, level)
-                mean, method = (own["estimate"], own["low"], own["high"]), own["method"]
+                mean, method = _t_numbers(defined, level), OVER_UNITS
             spread |= dict(zip(("pooled", "pooled_low", "pooled_high"), pooled, strict=True))
             found = row(mean, level=level, method=method, units=units, evaluations=cost, **spread)
             rows.append({"pairs": kind, "centred": centred, **found})
@@ -201,8 +201,13 @@ def _t_row(values: np.ndarray, level: float) -> dict[str, object]:
     """Return mean and t interval of the defined values, one a unit."""
     checks.level(level)
     defined = values[np.isfinite(values)]
-    numbers = (defined.mean(), *t_interval(defined, level)) if defined.size > 1 else [np.nan] * 3
-    return row(numbers, level=level, method="t over units", units=defined.size, undefined=values.size - defined.size)
+    numbers = _t_numbers(defined, level) if defined.size > 1 else [np.nan] * 3
+    return row(numbers, level=level, method=OVER_UNITS, units=defined.size, undefined=values.size - defined.size)
+
+
+def _t_numbers(defined: np.ndarray, level: float) -> tuple[float, float, float]:
+    low, high = t_interval(defined, level)
+    return float(defined.mean()), float(low), float(high)
 
 
 def _arrays(data: xr.Dataset, members: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -292,4 +297,4 @@ def _jackknife(
     whole = estimator(images, strata)
     left_out = pd.DataFrame([estimator(images[blocks != block], strata[blocks != block]) for block in range(count)])
     half = stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt((count - 1) * left_out.var(ddof=0))
-    return {key: (value, value - half[key], value + half[key]) for key, value in whole.items()}
+    return {key: (value, float(value - half[key]), float(value + half[key])) for key, value in whole.items()}

@@ -33,7 +33,7 @@ class Estimate:
 
     def interval(self, level: float) -> tuple[float, float]:
         """Return `estimate -+ t se` with the t quantile of `df` degrees of freedom."""
-        half = stats.t.ppf((1 + level) / 2, self.df) * self.se
+        half = float(stats.t.ppf((1 + level) / 2, self.df)) * self.se
         return self.estimate - half, self.estimate + half
 
 
@@ -207,8 +207,7 @@ def pixelwise(
         raise ValueError(f"intervals need at least two units; got {units}")
     if "condition" in data.coords and len(np.unique(data["condition"])) > 1:
         raise ValueError("pixel maps are of one condition; select it first")
-    total = sum(means.sum(0) for means in _mean_images(data, block))
-    mean = total / units
+    mean = functools.reduce(np.add, (means.sum(0) for means in _mean_images(data, block))) / units
     multipliers = np.random.default_rng(checks.seed(seed)).standard_normal((MULTIPLIERS, units))
     squares, moved, start = np.zeros_like(mean), np.zeros((MULTIPLIERS, *mean.shape)), 0
     for means in _mean_images(data, block):

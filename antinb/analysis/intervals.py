@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import SupportsFloat
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import optimize, special, stats
-from statsmodels.stats.proportion import proportion_confint
 
 from antinb import checks
 
@@ -18,10 +19,13 @@ RESAMPLES = 999
 LEAST = 1e-9
 BETS = np.linspace(0, 1, 101)[1:]
 
-Subset = Callable[[np.ndarray], np.ndarray]
+Scalar = Callable[[np.ndarray], SupportsFloat]
+Vector = Callable[[np.ndarray], npt.ArrayLike]
 
 
-def row(numbers: Iterable[float], *, level: float, method: str, units: int, **more: object) -> dict[str, object]:
+def row(
+    numbers: Iterable[SupportsFloat], *, level: float, method: str, units: int | str, **more: object
+) -> dict[str, object]:
     """Return a row of results: `estimate, low, high` of the three numbers, then what they are."""
     ends = dict(zip(("estimate", "low", "high"), map(float, numbers), strict=True))
     return {**ends, "level": level, "method": method, "units": units, **more}
@@ -36,8 +40,8 @@ def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]
 
 def skew_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the outer ends of the t and Hall's intervals, `(..., units)` to two arrays `(...)`; see `interval`."""
-    outer = zip(t_interval(means, level), hall_interval(means, level), strict=True)
-    return tuple(choose(*ends) for choose, ends in zip((np.minimum, np.maximum), outer, strict=True))
+    (low, high), (hall_low, hall_high) = t_interval(means, level), hall_interval(means, level)
+    return np.minimum(low, hall_low), np.maximum(high, hall_high)
 
 
 def hall_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +95,7 @@ def two_stage(means: np.ndarray, first: int, level: float) -> float:
     return float(max(spreads) / len(means) ** 0.5)
 
 
-def jackknife(estimator: Subset, units: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def jackknife(estimator: Vector, units: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return `estimate, low, high` of `estimator(numbers of units)` by leaving out one of at most 50 blocks of units.
 
     The interval is `estimate -+ t se`, `se^2 = (g - 1) / g sum_b (T_-b - mean_b T_-b)^2` over g blocks,
@@ -110,7 +114,7 @@ def jackknife(estimator: Subset, units: int, level: float) -> tuple[np.ndarray, 
     return whole, whole - half, whole + half
 
 
-def cluster_bootstrap(estimator: Subset, units: int, level: float) -> tuple[float, float, float]:
+def cluster_bootstrap(estimator: Scalar, units: int, level: float) -> tuple[float, float, float]:
     """Return `estimate, low, high` of `estimator(numbers of units)`, units drawn again with replacement 999 times.
 
     Whole units are resampled, so values within one need not be independent; percentile interval of
@@ -125,7 +129,7 @@ def cluster_bootstrap(estimator: Subset, units: int, level: float) -> tuple[floa
     numbers = np.arange(units)
     found = stats.bootstrap(
         (numbers,),
-        lambda drawn: estimator(drawn.astype(int)),
+        lambda drawn: float(estimator(drawn.astype(int))),
         n_resamples=RESAMPLES,
         vectorized=False,
         confidence_level=level,
@@ -203,7 +207,9 @@ def bounded_interval(values: np.ndarray, level: float) -> tuple[float, float]:
     def lower(sample: np.ndarray) -> float:
         if sample.mean() <= LEAST or _log_capital(sample, LEAST) <= limit:
             return 0.0
-        return float(optimize.brentq(lambda mean: _log_capital(sample, mean) - limit, LEAST, sample.mean()))
+        bracket = LEAST, sample.mean()
+        found = optimize.root_scalar(lambda mean: _log_capital(sample, mean) - limit, bracket=bracket, method="brentq")
+        return float(found.root)
 
     return lower(shares), 1 - lower(1 - shares)
 
@@ -287,7 +293,7 @@ def coverage(
             low, high = skew_interval(drawn[0], level) if method == "skew" else welch_interval(drawn, level)
         covered += int(((low <= wanted) & (wanted <= high)).sum())
         width += float((high - low).sum())
-    shares = covered / experiments, *proportion_confint(covered, experiments, method="beta")
+    shares = covered / experiments, *stats.binomtest(covered, experiments).proportion_ci(0.95, "exact")
     drawn = "+".join(map(str, counts)) if counts[1:] else counts[0]
     about = {"width": width / experiments, "nominal": level, "experiments": experiments}
     return pd.DataFrame([row(shares, level=0.95, method=method, units=drawn, **about)])

@@ -43,7 +43,7 @@ def to_noise(coefficients: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     grid[..., order(shape)] = coefficients
     grid = grid.reshape(*coefficients.shape[:-1], *shape)
     if len(shape) > 1:
-        grid = fft.idctn(grid, axes=_spatial(shape), norm="ortho")
+        grid = np.asarray(fft.idctn(grid, axes=_spatial(shape), norm="ortho"))
     return _rotate(grid, shape, CHANNELS.T)
 
 
@@ -51,7 +51,7 @@ def to_modes(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the coefficients `(..., d)` of noise `(..., *shape)` in the ordered modes, `to_noise` undone."""
     grid = _rotate(noise, shape, CHANNELS)
     if len(shape) > 1:
-        grid = fft.dctn(grid, axes=_spatial(shape), norm="ortho")
+        grid = np.asarray(fft.dctn(grid, axes=_spatial(shape), norm="ortho"))
     return grid.reshape(*noise.shape[: noise.ndim - len(shape)], -1)[..., order(shape)]
 
 
