@@ -333,4 +333,4 @@ class _Decades(LogLocator):
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
         self.set_params(subs=(1, 3) if vmax < 300 * vmin else (1,), numticks=7)
-        return super().tick_values(vmin, vmax)
+        return np.asarray(super().tick_values(vmin, vmax))
