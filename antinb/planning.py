@@ -1,4 +1,4 @@
-"""How to spend a budget: what a pilot says of the designs, and runs that end when an interval is narrow enough."""
+"""Plans of a budget: a pilot compares the designs, and `run_until` samples until an interval is narrow enough."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from antinb import checks, noise
 from antinb.analysis import controls, estimation
-from antinb.analysis.intervals import jackknife, two_stage
-from antinb.analysis.statistics import Statistic, measure
+from antinb.analysis.intervals import jackknife, t_quantile, two_stage
+from antinb.analysis.statistics import Statistic, measure, unit_means
 from antinb.dataset import defined, evaluations
 from antinb.models.generator import Generator
 from antinb.noise import Design
 from antinb.sampling import sample
+
+__all__ = ["candidates", "plan", "run_until"]
 
 LEAST = 20  # units, for the t quantile to cost little width
 
@@ -164,10 +165,10 @@ def run_until(
                 raise ValueError(f"the half-width needs {cost} evaluations, {units} units; most is {most}")
             found = measure(sample(generator, replace(first, units=units), **options), *asked)
             rows = estimation.interval(found, level=level)
-            half = np.array([two_stage(defined(found, name).mean(1), first.units, level) for name in rows["statistic"]])
+            half = np.array([two_stage(unit_means(found, name), first.units, level) for name in rows["statistic"]])
             needed = int(np.ceil(units * min(max(half / aims), 1e9) ** 2))
     low, high, df = rows["estimate"] - half, rows["estimate"] + half, first.units - 1
-    se = half / stats.t.ppf((1 + level) / 2, df)
+    se = half / t_quantile(level, df)
     return rows.assign(low=low, high=high, method="two stages", se=se, df=df).drop(columns="dropped")
 
 
@@ -248,7 +249,7 @@ def _aims(half_width: float | Sequence[float], count: int) -> list[float]:
 
 def _size(table: pd.DataFrame, aims: dict[str, float] | None, left: int | None, level: float) -> pd.DataFrame:
     """Return the table with `units`, `coarse_units`, `half_width` and `evaluations` of each row."""
-    quantile = functools.partial(stats.t.ppf, (1 + level) / 2)
+    quantile = functools.partial(t_quantile, level)
     variance, cost = table["variance"].to_numpy(float), table["cost"].to_numpy(float)
     if aims is not None:
         aim = np.array([aims[name] for name in table["statistic"]])

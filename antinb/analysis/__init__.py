@@ -1,1 +1,3 @@
-"""Analysis: runs to numbers with intervals, without torch."""
+"""Analysis: from runs to numbers with intervals, without torch."""
+
+__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Two methods compared unit by unit: differences, ratios, wins, and one quantity where another is equal.
+"""Comparisons of two methods unit by unit: difference, ratio, win rate, and what is kept at an equal target.
 
 A unit is what both methods were given: a source that both edited, a number of a unit of two designs. Units
 are independent. Those in which either value is NaN are left out and counted in `dropped`.
@@ -12,6 +12,8 @@ from scipy import stats
 
 from antinb import checks
 from antinb.analysis.intervals import cluster_bootstrap, row, t_interval
+
+__all__ = ["difference", "matched", "ratio", "win_rate"]
 
 
 def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.DataFrame:

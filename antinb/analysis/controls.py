@@ -1,4 +1,4 @@
-"""Control variates: what is known about the noise, or about a cheaper sampler, taken out of an estimate."""
+"""Control variates: they remove from an estimate what is known about the noise or about a cheaper sampler."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import xarray as xr
 from antinb import checks
 from antinb.analysis import estimation
 from antinb.analysis.intervals import row, welch
+from antinb.analysis.statistics import unit_means
 from antinb.dataset import check_same_generator, defined, design, evaluations
 from antinb.noise import Design, modes
+
+__all__ = ["coefficients", "direction", "features", "regression", "two_level"]
 
 
 def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int = 6) -> xr.DataArray:
@@ -50,7 +53,7 @@ def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
         ValueError: if the two are of different runs, a value is undefined, or the features are more than a
             tenth of the units.
     """
-    y, x = _fitted_unit_means(values, known)
+    y, x = _shared_means(values, known, fitted=True)
     return _coefficients(values, known, _fit(y, x))
 
 
@@ -102,7 +105,7 @@ def regression(
     Source: Lavenberg and Welch, Management Science 27 (1981), 322-335; folds as in cross-fitting.
     """
     folds = checks.integer("folds", folds, 2)
-    y, x = (_unit_means if fixed is not None else _fitted_unit_means)(values, known)
+    y, x = _shared_means(values, known, fitted=fixed is None)
     if fixed is not None:
         if fixed.attrs["seed"] == values.attrs["seed"]:
             raise ValueError(
@@ -160,7 +163,7 @@ def two_level(
         raise ValueError(f"the many coarse units need another seed than the fine ones; got {many.attrs['seed']}")
     rows = []
     for name in fine["statistic"].values.tolist():
-        pieces = [defined(table, name).mean(-1) for table in (fine, coarse, many)]
+        pieces = [unit_means(table, name) for table in (fine, coarse, many)]
         parts = (pieces[0] - b * pieces[1], b * pieces[2])
         if min(map(len, parts)) < 2:
             raise ValueError(f"two levels need at least two units each; got {[len(part) for part in parts]}")
@@ -227,20 +230,14 @@ def _coefficients(values: xr.DataArray, known: xr.DataArray, beta: np.ndarray) -
     return xr.DataArray(beta, coords, ["statistic", "feature"], attrs={"seed": values.attrs["seed"]})
 
 
-def _fitted_unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `_unit_means` does, refusing more features than can be fitted to the units."""
-    y, x = _unit_means(values, known)
-    if x.shape[1] > len(x) / 10:
-        raise ValueError(f"features are at most a tenth of the units, {len(x) // 10} here; got {x.shape[1]}")
-    return y, x
-
-
-def _unit_means(values: xr.DataArray, known: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return unit means `(unit, statistic)` and `(unit, feature)` after the checks that both functions share."""
+def _shared_means(values: xr.DataArray, known: xr.DataArray, *, fitted: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit means `(unit, statistic)` and `(unit, feature)`, refusing more features than can be fitted."""
     _same_noise(values, known)
     names = values["statistic"].values.tolist()
-    y = np.stack([defined(values, name).mean(-1) for name in names], 1)
+    y = np.stack([unit_means(values, name) for name in names], 1)
     x = known.transpose("unit", "member", "feature").values.mean(1)
+    if fitted and x.shape[1] > len(x) / 10:
+        raise ValueError(f"features are at most a tenth of the units, {len(x) // 10} here; got {x.shape[1]}")
     return y, x
 
 

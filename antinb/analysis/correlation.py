@@ -1,4 +1,4 @@
-"""How images made from coupled noise correlate: within a unit (PN) and between units (RR).
+"""Correlations of images from coupled noise, within a unit (PN) and between units (RR).
 
 One correlation is Pearson's over all `C H W` values of two images. PN pairs are members of one
 unit, `z` and `-z`; RR pairs are members of two distinct units, hence independent. An image that is
@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from antinb import checks, dataset
-from antinb.analysis.intervals import row, t_interval
+from antinb.analysis.intervals import jackknife, row, t_interval
+
+__all__ = ["along", "histogram", "paired_difference", "pixel_map", "pn", "summary"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-BLOCKS = 50
 STEPPED = ("state", "predicted_noise")
 OVER_UNITS = "t over units"
 
@@ -115,9 +115,14 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     kinds = ["PN", "RR", "PN-RR"] if members > 1 else ["RR"]
     rows = []
     for centred in (False, True):
-        estimates = _jackknife(images, strata, lambda x, s, centred=centred: _means(x, s, centred), level)
+
+        def means(kept: np.ndarray, centred: bool = centred) -> list[float]:
+            found = _means(images[kept], strata[kept], centred)
+            return [found[f"{kind} {name}"] for kind in kinds for name in ("mean", "pooled")]
+
+        estimates = iter(zip(*jackknife(means, units, level, strata=strata[:, 0]), strict=True))
         for kind in kinds:
-            pooled, mean, method = estimates[f"{kind} pooled"], estimates[f"{kind} mean"], "jackknife over units"
+            mean, pooled, method = next(estimates), next(estimates), "jackknife over units"
             spread: dict[str, float] = {}
             if kind != "PN-RR":
                 singles = pn(data, centred=centred).values if kind == "PN" else rr(data, centred=centred)
@@ -129,8 +134,8 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
             if kind == "PN" and conditions == 1 and defined.size > 1:
                 mean, method = _t_numbers(defined, level), OVER_UNITS
             spread |= dict(zip(("pooled", "pooled_low", "pooled_high"), pooled, strict=True))
-            found = row(mean, level=level, method=method, units=units, evaluations=cost, **spread)
-            rows.append({"pairs": kind, "centred": centred, **found})
+            result = row(mean, level=level, method=method, units=units, evaluations=cost, **spread)
+            rows.append({"pairs": kind, "centred": centred, **result})
     return pd.DataFrame(rows)
 
 
@@ -280,21 +285,3 @@ def _means(images: np.ndarray, strata: np.ndarray, centred: bool) -> dict[str, f
         result |= {f"{kind} {name}": totals[kind] / norms[kind] if norms[kind] else np.nan for kind in totals}
         result[f"PN-RR {name}"] = result[f"PN {name}"] - result[f"RR {name}"]
     return result
-
-
-def _jackknife(
-    images: np.ndarray,
-    strata: np.ndarray,
-    estimator: Callable[[np.ndarray, np.ndarray], dict[str, float]],
-    level: float,
-) -> dict[str, tuple[float, float, float]]:
-    """Return `(estimate, low, high)` by leaving out one block of units after the other."""
-    conditions, sizes = np.unique(strata[:, 0], return_counts=True)
-    count = min(BLOCKS, sizes.min())
-    blocks = np.empty(len(images), int)
-    for condition, size in zip(conditions, sizes, strict=True):
-        blocks[strata[:, 0] == condition] = np.arange(size) % count
-    whole = estimator(images, strata)
-    left_out = pd.DataFrame([estimator(images[blocks != block], strata[blocks != block]) for block in range(count)])
-    half = stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt((count - 1) * left_out.var(ddof=0))
-    return {key: (value, float(value - half[key]), float(value + half[key])) for key, value in whole.items()}

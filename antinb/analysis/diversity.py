@@ -1,4 +1,4 @@
-"""How different the images of one unit are, and whether their quality pays for it.
+"""Diversity scores of the images of one unit, and a test of whether diversity costs quality.
 
 Scores belong to a unit, a pair or a group, and two designs are compared by the scores of their units
 (`antinb.comparison`). Each member alone has the same law in every design, so quality cannot differ: `kid` tests it.
@@ -17,6 +17,8 @@ from scipy import special
 from antinb import dataset
 from antinb.analysis.intervals import cluster_bootstrap, row
 from antinb.analysis.statistics import structural_similarity
+
+__all__ = ["SCORES", "kid", "scores", "vendi"]
 
 SCORES = ("ssim", "feature distance", "vendi")
 Features = Callable[[np.ndarray], np.ndarray]

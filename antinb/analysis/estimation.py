@@ -1,4 +1,4 @@
-"""Estimates of `E S(G(Z))` from any noise design, their intervals, and what the design was worth.
+"""Estimates of `E S(G(Z))` from any noise design, their intervals, and the efficiency of the design.
 
 The unit is the replicate: an estimate is the mean over units of the member mean, and its standard
 error comes from the spread of those unit means. Composite estimators answer to the same three
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from antinb import checks, dataset
-from antinb.analysis.intervals import METHODS, bootstrap_t, row, skew_interval, welch
+from antinb.analysis.intervals import METHODS, bootstrap_t, row, skew_interval, t_quantile, welch
 from antinb.dataset import check_same_generator, design, evaluations
+
+__all__ = ["compare", "interval", "odd_share", "pixelwise"]
 
 MULTIPLIERS = 499
 
@@ -33,7 +34,7 @@ class Estimate:
 
     def interval(self, level: float) -> tuple[float, float]:
         """Return `estimate -+ t se` with the t quantile of `df` degrees of freedom."""
-        half = float(stats.t.ppf((1 + level) / 2, self.df)) * self.se
+        half = float(t_quantile(level, self.df)) * self.se
         return self.estimate - half, self.estimate + half
 
 
@@ -68,7 +69,8 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         raise ValueError(f"method must be one of {METHODS}; got {method!r}")
     rows = []
     for name in values["statistic"].values.tolist():
-        means, conditions, dropped = _unit_means(values.sel(statistic=name), name, drop)
+        table, conditions, dropped = _unit_members(values.sel(statistic=name), name, drop)
+        means = table.mean(1)
         found = _stratified(means, conditions, name)
         ends = found.interval(level)
         if method == "skew":
@@ -127,7 +129,7 @@ def compare(
         _stratified(units.mean(1), np.zeros(len(units)), name)
         plain = plain.mean(1, keepdims=True) * members**0.5
         found = np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
-        quantiles = stats.t.ppf((1 + level) / 2, [units.size / members - 1, len(units) - 1])
+        quantiles = t_quantile(level, [units.size / members - 1, len(units) - 1])
         widths = found * (quantiles[0] / quantiles[1]) ** 2
         for quantity, numbers in (
             ("efficiency", found),
@@ -219,7 +221,7 @@ def pixelwise(
     seen = sd >= min_sd
     se = np.where(seen, sd / units**0.5, np.nan)
     largest = np.abs(moved[:, seen] / (sd[seen] * units**0.5)).max(1) if seen.any() else np.full(1, np.nan)
-    widths = {"": stats.t.ppf((1 + level) / 2, units - 1), "band_": float(np.quantile(largest, level))}
+    widths = {"": float(t_quantile(level, units - 1)), "band_": float(np.quantile(largest, level))}
     maps = {"mean": mean, "sd": sd}
     for name, quantile in widths.items():
         maps |= {f"{name}low": mean - quantile * se, f"{name}high": mean + quantile * se}
@@ -245,11 +247,6 @@ def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarr
     if dropped and not drop:
         raise ValueError(f"{name} is undefined in {dropped} of {len(table)} units; drop=True leaves them out, counted")
     return table[defined], conditions[defined], dropped
-
-
-def _unit_means(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarray, np.ndarray, int]:
-    table, conditions, dropped = _unit_members(values, name, drop)
-    return table.mean(1), conditions, dropped
 
 
 def _stratified(means: np.ndarray, conditions: np.ndarray, name: str) -> Estimate:

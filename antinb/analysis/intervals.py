@@ -1,4 +1,4 @@
-"""Intervals and p-values where the unit is the replicate: t and its corrections, resampling, bounded means."""
+"""Intervals and p-values where the unit is the replicate: t and its corrections, resampling, coverage."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import SupportsFloat
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 from antinb import checks
+from antinb.analysis.bounded import bounded_p_value
+
+__all__ = ["bounded_p_value", "coverage", "jackknife", "t_interval"]
 
 METHODS = ("t", "skew")
 BLOCKS = 50
 DRAWN_AT_ONCE = 2_000_000
 RESAMPLES = 999
-LEAST = 1e-9
-BETS = np.linspace(0, 1, 101)[1:]
 
 Scalar = Callable[[np.ndarray], SupportsFloat]
 Vector = Callable[[np.ndarray], npt.ArrayLike]
@@ -31,10 +32,15 @@ def row(
     return {**ends, "level": level, "method": method, "units": units, **more}
 
 
+def t_quantile(level: float, df: npt.ArrayLike) -> np.ndarray:
+    """Return the t quantile that an interval of this level extends to, on either side, with `df` degrees of freedom."""
+    return special.stdtrit(df, (1 + level) / 2)
+
+
 def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the t intervals of unit means, `(..., units)` to two arrays `(...)`."""
     units = means.shape[-1]
-    half = stats.t.ppf((1 + level) / 2, units - 1) * means.std(-1, ddof=1) / units**0.5
+    half = t_quantile(level, units - 1) * means.std(-1, ddof=1) / units**0.5
     return means.mean(-1) - half, means.mean(-1) + half
 
 
@@ -51,7 +57,7 @@ def hall_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
     cubes = ((means - centre[..., None]) ** 3).mean(-1)
     skewness = np.divide(cubes, spread**3, out=np.zeros_like(spread), where=spread > 0) / units**0.5
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
-    quantile = stats.t.ppf((1 + level) / 2, units - 1)
+    quantile = t_quantile(level, units - 1)
     se = means.std(-1, ddof=1) / units**0.5
     ends = (3 / skewness * (np.cbrt(1 + skewness * (t - skewness / 6)) - 1) for t in (quantile, -quantile))
     low, high = (centre - end * se for end in ends)
@@ -73,7 +79,7 @@ def welch_interval(parts: list[np.ndarray], level: float) -> tuple[np.ndarray, n
     variances = np.stack([part.var(-1, ddof=1) / count for part, count in zip(parts, counts, strict=True)])
     total = variances.sum(0)
     freedom = welch(np.where(total > 0, variances, 1), np.array(counts))
-    centre, half = sum(part.mean(-1) for part in parts), stats.t.ppf((1 + level) / 2, freedom) * total**0.5
+    centre, half = sum(part.mean(-1) for part in parts), t_quantile(level, freedom) * total**0.5
     return centre - half, centre + half
 
 
@@ -91,15 +97,18 @@ def two_stage(means: np.ndarray, first: int, level: float) -> float:
         Ann. Math. Stat. 16 (1945), 243-258; the second look is antinb's.
     """
     parts = (means[: checks.integer("first", first, 2, len(means))], means)
-    spreads = [special.stdtrit(len(part) - 1, (1 + level) / 2) * part.std(ddof=1) for part in parts]
+    spreads = [t_quantile(level, len(part) - 1) * part.std(ddof=1) for part in parts]
     return float(max(spreads) / len(means) ** 0.5)
 
 
-def jackknife(estimator: Vector, units: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def jackknife(
+    estimator: Vector, units: int, level: float, *, strata: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return `estimate, low, high` of `estimator(numbers of units)` by leaving out one of at most 50 blocks of units.
 
     The interval is `estimate -+ t se`, `se^2 = (g - 1) / g sum_b (T_-b - mean_b T_-b)^2` over g blocks,
-    with `g - 1` degrees of freedom.
+    with `g - 1` degrees of freedom. With `strata`, a label for each unit, every block is spread over all strata
+    and there are at most as many blocks as the smallest stratum has units.
 
     Raises:
         ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
@@ -107,10 +116,14 @@ def jackknife(estimator: Vector, units: int, level: float) -> tuple[np.ndarray, 
     checks.level(level)
     if units < 8:
         raise ValueError(f"a jackknife needs at least 8 units; got {units}")
-    everything, count = np.arange(units), min(BLOCKS, units)
+    labels, everything = np.zeros(units) if strata is None else strata, np.arange(units)
+    parts = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    count, blocks = min(BLOCKS, *map(len, parts)), np.empty(units, int)
+    for part in parts:
+        blocks[part] = np.arange(len(part)) % count
     whole = np.asarray(estimator(everything), float)
-    left_out = np.array([estimator(everything[everything % count != block]) for block in range(count)])
-    half = stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt((count - 1) * left_out.var(0))
+    left_out = np.array([estimator(everything[blocks != block]) for block in range(count)])
+    half = t_quantile(level, count - 1) * np.sqrt((count - 1) * left_out.var(0))
     return whole, whole - half, whole + half
 
 
@@ -166,65 +179,6 @@ def bootstrap_t(
     tails = [(1 + level) / 2, (1 - level) / 2]
     low, high = estimate - se * np.quantile(studentized[np.isfinite(studentized)], tails)
     return float(estimate), float(low), float(high)
-
-
-def bounded_p_value(values: np.ndarray, mean: float, alternative: str) -> float:
-    """Return the p-value of "the mean of values in [0, 1] is at most (at least) `mean`".
-
-    Against "at most m", a gambler who stakes the share g of the capital on `X > m` in each of n fair
-    or unfavourable rounds ends with `K_g = prod_i (1 - g + g X_i / m)`, whose expectation is at most
-    1; the p-value is `1 / mean_g K_g`, g = 0.01, 0.02, ..., 1. The level holds at any sample size
-    and for any distribution, however skewed; it cannot go below `m^n`.
-
-    Args:
-        values: `(n,)`, independent, in [0, 1].
-        mean: m, strictly between 0 and 1.
-        alternative: `"greater"` or `"less"`, than `mean`.
-
-    Raises:
-        ValueError: for a value outside [0, 1], a mean outside (0, 1), another alternative.
-
-    Source: Waudby-Smith and Ramdas, arXiv 2010.09686, sections 4 and 5 (betting with a mixture of stakes).
-    """
-    if alternative not in ("greater", "less"):
-        raise ValueError(f"alternative must be 'greater' or 'less'; got {alternative!r}")
-    if isinstance(mean, bool) or not isinstance(mean, (int, float)) or not 0 < mean < 1:
-        raise ValueError(f"the threshold of a share must lie in (0, 1); got {mean!r}")
-    shares = _shares(values)
-    flip = alternative == "less"
-    return float(np.exp(-max(0.0, _log_capital(1 - shares if flip else shares, 1 - mean if flip else mean))))
-
-
-def bounded_interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Return the means in [0, 1] that neither one-sided `bounded_p_value` rejects at `(1 - level) / 2`.
-
-    Raises:
-        ValueError: for a value outside [0, 1] or a level not from 0.01 to 0.9999.
-    """
-    checks.level(level)
-    shares, limit = _shares(values), np.log(2 / (1 - level))
-
-    def lower(sample: np.ndarray) -> float:
-        if sample.mean() <= LEAST or _log_capital(sample, LEAST) <= limit:
-            return 0.0
-        bracket = LEAST, sample.mean()
-        found = optimize.root_scalar(lambda mean: _log_capital(sample, mean) - limit, bracket=bracket, method="brentq")
-        return float(found.root)
-
-    return lower(shares), 1 - lower(1 - shares)
-
-
-def _log_capital(shares: np.ndarray, mean: float) -> float:
-    with np.errstate(divide="ignore"):
-        paths = np.log(1 - BETS + BETS * (shares[:, None] / mean)).sum(0)
-    return float(special.logsumexp(paths) - np.log(len(BETS)))
-
-
-def _shares(values: np.ndarray) -> np.ndarray:
-    shares = np.asarray(values, float)
-    if not shares.size or not ((shares >= -1e-9) & (shares <= 1 + 1e-9)).all():
-        raise ValueError(f"shares must be at least one value in [0, 1]; got {shares}")
-    return shares.clip(0, 1)
 
 
 def coverage(

@@ -1,4 +1,4 @@
-"""Images to scalars: what intervals are made for.
+"""Statistics: functions that turn each image into one number, and `measure`, which applies them to a run.
 
 Statistics take images `(..., channel, y, x)` in [0, 1] and return `(...)`. The luma of a colour
 image is `Y = .299 R + .587 G + .114 B`; a grey image is its own.
@@ -12,6 +12,21 @@ import numpy as np
 import xarray as xr
 
 from antinb import dataset
+
+__all__ = [
+    "Statistic",
+    "brightness",
+    "centroid_x",
+    "centroid_y",
+    "contrast",
+    "event",
+    "l1",
+    "measure",
+    "pixel_mean",
+    "pooled",
+    "psnr",
+    "ssim",
+]
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 MARGIN = 5  # pixels at each border where the window of SSIM does not fit
@@ -180,6 +195,11 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     )
     values = values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
     return values.assign_attrs(data.attrs)
+
+
+def unit_means(values: xr.DataArray, name: str) -> np.ndarray:
+    """Return the unit means of one statistic, `(unit,)`; ValueError if it is undefined in a unit."""
+    return dataset.defined(values, name).mean(1)
 
 
 def pooled(tables: Sequence[xr.DataArray]) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""Is a learned score odd up to a constant? Shares of slices, their tests, and what they imply for the images.
+"""Measures of how odd a learned score is, their tests, and the image correlation that they imply.
 
 A function is affine antisymmetric about `m` if `f(m + x) + f(m - x)` does not depend on `x`. For
 `m = 0` the paper conjectures it of the predicted noise `eps_t` at every level `t`, and explains by
@@ -17,7 +17,10 @@ import xarray as xr
 from statsmodels.stats.multitest import multipletests
 
 from antinb import checks
-from antinb.analysis.intervals import bounded_interval, bounded_p_value, cluster_bootstrap, jackknife
+from antinb.analysis.bounded import bounded_interval, bounded_p_value
+from antinb.analysis.intervals import cluster_bootstrap, jackknife
+
+__all__ = ["MEASURES", "predict_correlation", "summary", "test"]
 
 MEASURES = ("affine_antisymmetry", "nonlinear_odd_share")
 NEGLIGIBLE = 1e-10  # of float32 rounding, in a variance

@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
 from antinb import checks
+
+__all__ = ["Design", "antithetic", "iid", "partial", "simplex"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class Design:
     units: int
     members: int
     unit_noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+    _: KW_ONLY
     signs: tuple[int, ...] | None = None
     parameters: Mapping[str, object] = field(default_factory=dict)
     step_noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None
@@ -117,7 +120,7 @@ def antithetic(units: int, *, start_only: bool = False) -> Design:
         return np.broadcast_to(rng.standard_normal(shape), (2, *shape))
 
     if start_only:
-        return Design("antithetic", units, 2, pair, (1, -1), {"start_only": True}, shared)
+        return Design("antithetic", units, 2, pair, signs=(1, -1), parameters={"start_only": True}, step_noise=shared)
     return Design("antithetic", units, 2, pair, signs=(1, -1))
 
 

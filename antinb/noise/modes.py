@@ -1,4 +1,4 @@
-"""The spectral basis: noise as a sum of modes, ordered by their expected influence on an image.
+"""The spectral basis: noise is a sum of modes, ordered by their expected influence on an image.
 
 The basis is orthonormal, so N(0, I) in the modes is N(0, I) in the pixels.
 """
@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 from scipy import fft
+
+__all__ = ["to_noise"]
 
 CHANNELS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 

@@ -1,4 +1,4 @@
-"""Low-discrepancy designs: points spread evenly in the unit cube, laid on pixels or on the slow modes of the noise."""
+"""Low-discrepancy designs: points that fill the unit cube evenly become pixels or slow modes of the noise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from scipy.stats import qmc
 from antinb import checks
 from antinb.noise import modes
 from antinb.noise.designs import Design
+
+__all__ = ["latin", "sobol"]
 
 LEADING = 64
 BASES = ("pixel", "spectral", "learned")
@@ -66,7 +68,7 @@ def sobol(
         return np.hstack([even, qmc.LatinHypercube(others, rng=rng).random(count)]) if others else even
 
     layout = _Layout(basis, antithetic, supercube, direction)
-    return layout.design("sobol", units, n, uniforms, {"leading": first})
+    return layout.design("sobol", units, n, uniforms=uniforms, parameters={"leading": first})
 
 
 def latin(
@@ -94,7 +96,8 @@ def latin(
     def uniforms(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
         return qmc.LatinHypercube(dimension, rng=rng).random(count)
 
-    return _Layout(basis, antithetic, supercube, direction).design("latin", units, n, uniforms, {})
+    layout = _Layout(basis, antithetic, supercube, direction)
+    return layout.design("latin", units, n, uniforms=uniforms, parameters={})
 
 
 @dataclass
@@ -119,7 +122,7 @@ class _Layout:
                 raise ValueError(f"a direction is a finite vector that is not 0; got {vector}")
             self.direction = vector / np.linalg.norm(vector)
 
-    def design(self, name: str, units: int, n: int, uniforms: Uniforms, parameters: dict[str, object]) -> Design:
+    def design(self, name: str, units: int, n: int, *, uniforms: Uniforms, parameters: dict[str, object]) -> Design:
         """Return the design of n points a unit that `uniforms(generator, points, dimension)` draws."""
         points = n // 2 if self.antithetic else n
 

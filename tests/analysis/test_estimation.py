@@ -24,11 +24,6 @@ def values(table, condition=None):
     return array if condition is None else array.assign_coords(condition=("unit", condition))
 
 
-def skewed_pair_means(rng, size):
-    """Means of z + 0.15 z^2 over z and -z: the odd part has cancelled."""
-    return 0.15 * rng.standard_normal(size) ** 2
-
-
 def test_t_interval_is_that_of_the_unit_means():
     table = np.random.default_rng(0).standard_normal((30, 2))
     row = estimation.interval(values(table), level=0.9).iloc[0]

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
+from antinb.analysis.bounded import bounded_interval
 from antinb.analysis.intervals import (
-    bounded_interval,
     bounded_p_value,
     cluster_bootstrap,
     coverage,
