@@ -187,6 +187,14 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
 
     Raises:
         ValueError: for another design, an undefined or constant statistic, or a twin that is not coarser.
+
+    Examples:
+        >>> design = noise.sobol(20, 8, antithetic=True)
+        >>> about = {"design": json.dumps(design.describe()), "seed": "0", "evaluations": "1"}
+        >>> means = design.draw((1, 4, 4), seed=0).mean((-3, -2, -1))
+        >>> fine = xr.DataArray(np.exp(means)[None], {"statistic": ["s"]}, ["statistic", "unit", "member"], attrs=about)
+        >>> candidates(fine)["design"].tolist()
+        ['iid', 'antithetic', 'sobol(4)', 'sobol(8, antithetic)']
     """
     about = json.loads(fine.attrs["design"])
     if about["name"] != "sobol" or not about["antithetic"]:

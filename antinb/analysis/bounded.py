@@ -30,6 +30,10 @@ def bounded_p_value(values: np.ndarray, mean: float, alternative: str) -> float:
         ValueError: for a value outside [0, 1], a mean outside (0, 1), another alternative.
 
     Source: Waudby-Smith and Ramdas, arXiv 2010.09686, sections 4 and 5 (betting with a mixture of stakes).
+
+    Examples:
+        >>> bool(bounded_p_value(np.full(50, 0.99), 0.9, "greater") < 0.05)
+        True
     """
     if alternative not in ("greater", "less"):
         raise ValueError(f"alternative must be 'greater' or 'less'; got {alternative!r}")

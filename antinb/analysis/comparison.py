@@ -24,6 +24,10 @@ def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) ->
 
     Raises:
         ValueError: for arrays of different or other shapes, fewer than two defined units, or a level out of range.
+
+    Examples:
+        >>> difference(np.array([3.0, 5.0, 4.0]), np.array([1.0, 2.0, 3.0]))["estimate"].item()
+        2.0
     """
     values, dropped = _both(first, second, level)
     gaps = values[0] - values[1]
@@ -45,6 +49,10 @@ def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.D
 
     Raises:
         ValueError: as `difference`.
+
+    Examples:
+        >>> ratio(np.array([22.0, 24.0, 26.0]), np.array([11.0, 12.0, 13.0]))["estimate"].item()
+        2.0
     """
     (a, b), dropped = _both(first, second, level)
     low, high = t_interval(b, level)
@@ -64,6 +72,10 @@ def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: 
 
     Raises:
         ValueError: as `difference`, or for a tie below 0.
+
+    Examples:
+        >>> win_rate(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 5.0]))[["estimate", "ties"]].values.tolist()
+        [[0.5, 1.0]]
     """
     values, dropped = _both(first, second, level)
     gaps = values[0] - values[1]
@@ -95,6 +107,12 @@ def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0
     Raises:
         ValueError: for other shapes, fewer than 8 units, or a target that one of the methods does not reach on
             both sides.
+
+    Examples:
+        >>> target = np.tile(np.array([[0.0], [0.5], [1.0]]), (2, 1, 8))
+        >>> kept = np.stack([1 - target[0] / 2, 1 - target[1]])
+        >>> matched(target, kept, at=0.5)["estimate"].item()
+        0.25
     """
     target, kept = np.asarray(target, float), np.asarray(kept, float)
     if target.shape != kept.shape or target.ndim != 3 or len(target) != 2:

@@ -33,6 +33,11 @@ def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int =
 
     Raises:
         ValueError: if `leading` is below 1 or more than the noise has modes.
+
+    Examples:
+        >>> from antinb import noise
+        >>> features(noise.antithetic(10), (1, 4, 4), seed=0, leading=2)["feature"].values.tolist()
+        ['mode 0^2', 'mode 0 x 1', 'mode 1^2']
     """
     leading = checks.integer("leading", leading, 1, int(np.prod(shape)))
     kept = _modes(noise, shape, seed, leading)
@@ -52,6 +57,13 @@ def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
     Raises:
         ValueError: if the two are of different runs, a value is undefined, or the features are more than a
             tenth of the units.
+
+    Examples:
+        >>> from antinb import noise
+        >>> known = features(noise.antithetic(40), (1, 4, 4), seed=0, leading=1)
+        >>> values = (3 * known).rename(feature="statistic").assign_attrs(known.attrs)
+        >>> round(coefficients(values, known).item(), 6)
+        3.0
     """
     y, x = _shared_means(values, known, fitted=True)
     return _coefficients(values, known, _fit(y, x))
@@ -74,6 +86,15 @@ def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, le
         ValueError: for several statistics, an undefined value, a design that is not the pilot's, or too many modes.
 
     Source: Stein's identity, `E[z S(z)] = E[grad S(z)]`, Ann. Stat. 9 (1981), 1135-1151.
+
+    Examples:
+        >>> from antinb import noise
+        >>> design = noise.iid(100)
+        >>> about = {"design": json.dumps(design.describe()), "seed": "0"}
+        >>> means = design.draw((1, 4, 4), seed=0).mean((-3, -2, -1), dtype=float)
+        >>> values = xr.DataArray(means[None], {"statistic": ["mean"]}, ["statistic", "unit", "member"], attrs=about)
+        >>> direction(values, design, (1, 4, 4), leading=3).round(3) + 0.0
+        array([1., 0., 0.])
     """
     if values.sizes["statistic"] != 1 or json.loads(values.attrs["design"]) != json.loads(json.dumps(noise.describe())):
         raise ValueError(f"a direction is that of one statistic and its own design; got {values.sizes['statistic']}")
@@ -103,6 +124,13 @@ def regression(
         ValueError: as `coefficients`, or if `fixed` comes from the run itself or the folds are fewer than 2.
 
     Source: Lavenberg and Welch, Management Science 27 (1981), 322-335; folds as in cross-fitting.
+
+    Examples:
+        >>> from antinb import noise
+        >>> known = features(noise.antithetic(40), (1, 4, 4), seed=0, leading=1)
+        >>> values = (3 * known).rename(feature="statistic").assign_attrs(known.attrs)
+        >>> bool((abs(regression(values, known)) < 1e-9).all())
+        True
     """
     folds = checks.integer("folds", folds, 2)
     y, x = _shared_means(values, known, fitted=fixed is None)

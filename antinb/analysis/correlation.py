@@ -40,6 +40,12 @@ def pn(data: xr.Dataset, *, centred: bool = False) -> xr.DataArray:
 
     Raises:
         ValueError: if the run has one member a unit, or too few units to centre.
+
+    Examples:
+        >>> from antinb import dataset, noise
+        >>> run = dataset.build({"image": noise.antithetic(10).draw((1, 8, 8), seed=0)}, {"evaluations": 1})
+        >>> round(pn(run).mean().item(), 6)
+        -1.0
     """
     images, strata = _arrays(data, members=2)
     values = np.full(len(images), np.nan)
@@ -73,6 +79,12 @@ def histogram(data: xr.Dataset, *, centred: bool = False, bins: int = 60) -> pd.
     """Return the density of the single correlations, a row a bin of [-1, 1]: `pairs, left, right, density`.
 
     Each of PN and RR integrates to one; undefined correlations are left out, and NaN if there are no others.
+
+    Examples:
+        >>> from antinb import dataset, noise
+        >>> run = dataset.build({"image": noise.antithetic(10).draw((1, 8, 8), seed=0)}, {"evaluations": 1})
+        >>> histogram(run, bins=4).query("pairs == 'PN'")["density"].tolist()
+        [2.0, 0.0, 0.0, 0.0]
     """
     edges = np.linspace(-1, 1, checks.integer("bins", bins, 1, 10_000) + 1)
     values = {"RR": rr(data, centred=centred)}
@@ -106,6 +118,12 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
         ValueError: if there are fewer than 8 units a condition, or the level is not from 0.01 to 0.9999.
 
     Source: Jia et al., arXiv 2506.06185, section 3; the cross-fitting and the intervals are antinb's.
+
+    Examples:
+        >>> from antinb import dataset, noise
+        >>> run = dataset.build({"image": noise.antithetic(10).draw((1, 8, 8), seed=0)}, {"evaluations": 1})
+        >>> summary(run).set_index(["pairs", "centred"]).loc[("PN", False), "estimate"].round(6).item()
+        -1.0
     """
     checks.level(level)
     images, strata = _arrays(data)

@@ -37,6 +37,13 @@ def scores(run: xr.Dataset, features: Features) -> xr.DataArray:
 
     Raises:
         ValueError: if a unit has one member, for images too small for SSIM, or for other features.
+
+    Examples:
+        >>> from antinb import dataset, noise
+        >>> run = dataset.build({"image": noise.antithetic(4).draw((1, 12, 12), seed=0)}, {})
+        >>> found = scores(run, lambda images: images.reshape(*images.shape[:2], -1))
+        >>> dict(found.sizes), found["score"].values.tolist()
+        ({'score': 3, 'unit': 4}, ['ssim', 'feature distance', 'vendi'])
     """
     images, seen = _seen(run, features)
     members = images.shape[1]
@@ -59,6 +66,10 @@ def vendi(features: np.ndarray) -> np.ndarray:
         ValueError: for fewer than two items.
 
     Source: Friedman and Dieng, arXiv 2210.02410, definition 3.1.
+
+    Examples:
+        >>> vendi(np.eye(3)).round(6).item(), vendi(np.ones((3, 2))).round(6).item()
+        (3.0, 1.0)
     """
     features = np.asarray(features, float)
     if features.ndim < 2 or features.shape[-2] < 2:

@@ -63,6 +63,14 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
             unknown method or a level out of its range.
 
     Source: Hall, On the removal of skewness by transformation, JRSS B 54 (1992), 221-228.
+
+    Examples:
+        >>> from antinb import dataset, noise, statistics
+        >>> about = {"design": {"name": "antithetic"}, "seed": 0, "evaluations": 1}
+        >>> run = dataset.build({"image": noise.antithetic(50).draw((1, 8, 8), seed=0)}, about)
+        >>> table = interval(statistics.measure(run, statistics.contrast))
+        >>> table["statistic"].item(), table["units"].item()
+        ('contrast', 50)
     """
     checks.level(level)
     if method not in METHODS:
@@ -111,6 +119,16 @@ def compare(
     Raises:
         ValueError: as `interval`, for fewer than 8 units, several conditions, a baseline of the same seed, or
             another generator.
+
+    Examples:
+        >>> from antinb import dataset, noise, statistics
+        >>> about = {"design": {"name": "antithetic"}, "seed": 0, "evaluations": 1}
+        >>> run = dataset.build({"image": noise.antithetic(50).draw((1, 8, 8), seed=0)}, about)
+        >>> about |= {"design": {"name": "iid"}, "seed": 1}
+        >>> plain = dataset.build({"image": noise.iid(100).draw((1, 8, 8), seed=1)}, about)
+        >>> pairs, plain = (statistics.measure(part, statistics.contrast) for part in (run, plain))
+        >>> bool(compare(pairs, plain)["estimate"][0] < 1)  # contrast is even: the second image of a pair adds nothing
+        True
     """
     checks.level(level)
     check_same_generator(values, baseline)
@@ -201,6 +219,13 @@ def pixelwise(
         ValueError: for fewer than two units, several conditions, or an argument out of its range.
 
     Source: Chernozhukov, Chetverikov and Kato, arXiv 1212.6906 (multiplier bootstrap of maxima).
+
+    Examples:
+        >>> from antinb import dataset, noise
+        >>> run = dataset.build({"image": noise.iid(20).draw((1, 4, 4), seed=0)}, {})
+        >>> maps = pixelwise(run)
+        >>> bool((maps["band_low"] < maps["low"]).all()), maps.attrs["masked"]
+        (True, 0)
     """
     checks.level(level)
     checks.number("min_sd", min_sd, 0, 1)

@@ -38,7 +38,13 @@ def t_quantile(level: float, df: npt.ArrayLike) -> np.ndarray:
 
 
 def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the t intervals of unit means, `(..., units)` to two arrays `(...)`."""
+    """Return the t intervals of unit means, `(..., units)` to two arrays `(...)`.
+
+    Examples:
+        >>> low, high = t_interval(np.array([1.0, 2.0, 3.0]), 0.95)
+        >>> round(float(low), 3), round(float(high), 3)
+        (-0.484, 4.484)
+    """
     units = means.shape[-1]
     half = t_quantile(level, units - 1) * means.std(-1, ddof=1) / units**0.5
     return means.mean(-1) - half, means.mean(-1) + half
@@ -112,6 +118,12 @@ def jackknife(
 
     Raises:
         ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
+
+    Examples:
+        >>> values = np.arange(10.0)
+        >>> estimate, low, high = jackknife(lambda units: values[units].mean(), 10, 0.95)
+        >>> bool(np.allclose([low, high], t_interval(values, 0.95)))
+        True
     """
     checks.level(level)
     if units < 8:
@@ -214,6 +226,11 @@ def coverage(
 
     Raises:
         ValueError: for a pool that is constant or holds NaN, or an argument out of its range.
+
+    Examples:
+        >>> pool = np.random.default_rng(0).standard_normal(2000)
+        >>> bool(coverage(pool, 20, experiments=500)["estimate"].item() > 0.9)
+        True
     """
     checks.level(level)
     pools = pool if isinstance(pool, tuple) else (pool,)

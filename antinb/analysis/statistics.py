@@ -41,17 +41,32 @@ def luma(images: np.ndarray) -> np.ndarray:
 
 
 def pixel_mean(images: np.ndarray) -> np.ndarray:
-    """Return the mean over pixels and channels, in [0, 1]."""
+    """Return the mean over pixels and channels, in [0, 1].
+
+    Examples:
+        >>> pixel_mean(np.full((2, 3, 4, 4), 0.25))
+        array([0.25, 0.25])
+    """
     return images.mean((-3, -2, -1), dtype=np.float64)
 
 
 def brightness(images: np.ndarray) -> np.ndarray:
-    """Return the mean luma, in [0, 1]."""
+    """Return the mean luma, in [0, 1].
+
+    Examples:
+        >>> brightness(np.full((2, 1, 4, 4), 0.25))
+        array([0.25, 0.25])
+    """
     return luma(images).mean((-2, -1))
 
 
 def contrast(images: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of the luma over pixels, in [0, 0.5]."""
+    """Return the standard deviation of the luma over pixels, in [0, 0.5].
+
+    Examples:
+        >>> contrast(np.array([[[0.0, 1.0]]])).item()
+        0.5
+    """
     return luma(images).std((-2, -1))
 
 
@@ -63,12 +78,26 @@ def _centroid(images: np.ndarray, axis: int) -> np.ndarray:
 
 
 def centroid_x(images: np.ndarray) -> np.ndarray:
-    """Return the luma-weighted mean column `sum x Y / sum Y`, in pixels from 0; NaN for a black image."""
+    """Return the luma-weighted mean column `sum x Y / sum Y`, in pixels from 0; NaN for a black image.
+
+    Examples:
+        >>> images = np.zeros((1, 2, 4))
+        >>> images[0, :, 3] = 1
+        >>> centroid_x(images).item()
+        3.0
+    """
     return _centroid(images, -1)
 
 
 def centroid_y(images: np.ndarray) -> np.ndarray:
-    """Return the luma-weighted mean row `sum y Y / sum Y`, in pixels from 0; NaN for a black image."""
+    """Return the luma-weighted mean row `sum y Y / sum Y`, in pixels from 0; NaN for a black image.
+
+    Examples:
+        >>> images = np.zeros((1, 2, 4))
+        >>> images[0, :, 3] = 1
+        >>> centroid_y(images).item()
+        0.5
+    """
     return _centroid(images, -2)
 
 
@@ -96,6 +125,11 @@ def l1(truth: np.ndarray) -> Statistic:
 
     Raises:
         ValueError: if the truth is not finite or not `(C, H, W)`; inside, if an image has another shape.
+
+    Examples:
+        >>> truth = np.full((1, 16, 16), -0.2)  # 0.4 on the scale from 0 to 1
+        >>> l1(truth)(np.full((1, 16, 16), 0.5)).round(6).item()
+        0.1
     """
     return _against(truth, "l1", lambda x, known: np.abs(x - known).mean((-3, -2, -1)))
 
@@ -109,6 +143,11 @@ def psnr(truth: np.ndarray) -> Statistic:
     """Return the statistic `-10 log10 mean (x - truth)^2`, the peak signal-to-noise ratio in decibels.
 
     It is infinite at the truth itself; `truth` and errors as for `l1`.
+
+    Examples:
+        >>> truth = np.full((1, 16, 16), -0.2)  # 0.4 on the scale from 0 to 1
+        >>> psnr(truth)(np.full((1, 16, 16), 0.5)).round(6).item()
+        20.0
     """
 
     def decibels(x: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -125,6 +164,11 @@ def ssim(truth: np.ndarray) -> Statistic:
 
     Raises:
         ValueError: as `l1`, or if the truth has less than 11 by 11 pixels.
+
+    Examples:
+        >>> truth = np.full((1, 16, 16), -0.2)  # 0.4 on the scale from 0 to 1
+        >>> ssim(truth)(np.full((2, 1, 16, 16), 0.4)).round(3)
+        array([1., 1.])
     """
 
     def similarity(x: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -166,6 +210,11 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
 
     Raises:
         ValueError: if no statistic is given, two have one name or one does not return a value an image.
+
+    Examples:
+        >>> run = dataset.build({"image": np.zeros((3, 2, 1, 4, 4), np.float32)}, {})
+        >>> measure(run, brightness, contrast).mean(("unit", "member")).values
+        array([0.5, 0. ])
     """
     if not statistics:
         raise ValueError("measure needs at least one statistic, such as antinb.statistics.brightness")

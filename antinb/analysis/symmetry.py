@@ -134,6 +134,11 @@ def test(
     Raises:
         ValueError: if an argument is out of its range, there are other dimensions (choose a
             `centre` first) or a timestep has no defined share.
+
+    Examples:
+        >>> shares = xr.DataArray(np.full((1, 50), 0.99), {"timestep": [500]}, ["timestep", "direction"])
+        >>> test(shares, threshold=0.9)["rejected"].tolist()
+        [True]
     """
     means = _plain(shares, 2)
     means = means.mean("coordinate") if "coordinate" in means.dims else means

@@ -95,6 +95,11 @@ def iid(units: int, members: int = 1) -> Design:
 
     Raises:
         ValueError: if `units` or `members` is not a positive integer.
+
+    Examples:
+        >>> from antinb import noise
+        >>> noise.iid(100).draw((1, 2, 2), seed=0).shape
+        (100, 1, 1, 2, 2)
     """
     count = checks.integer("the members of an iid unit", members, 1)
     return Design("iid", units, count, lambda rng, shape: rng.standard_normal((count, *shape)))
@@ -110,6 +115,12 @@ def antithetic(units: int, *, start_only: bool = False) -> Design:
         ValueError: if `units` is not a positive integer.
 
     Source: Jia et al., arXiv 2506.06185, section 2 ("PN pairs").
+
+    Examples:
+        >>> from antinb import noise
+        >>> z, mirrored = noise.antithetic(1).draw((1, 2, 2), seed=0)[0]
+        >>> bool((mirrored == -z).all())
+        True
     """
 
     def pair(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -175,6 +186,12 @@ def simplex(units: int, k: int) -> Design:
         ValueError: if `units` is not a positive integer or `k` is below 2.
 
     Source: Jia et al., arXiv 2506.06185, K-antithetic noise.
+
+    Examples:
+        >>> from antinb import noise
+        >>> group = noise.simplex(1, k=3).draw((1, 2, 2), seed=0)[0]
+        >>> bool(abs(group.sum(0)).max() < 1e-6)
+        True
     """
     k = checks.integer("k, the members of a simplex unit,", k, 2)
 

@@ -40,6 +40,12 @@ def to_noise(coefficients: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
     Each channel is an orthonormal inverse DCT-II; three channels are rotated back from their sum and
     two differences, `(1, 1, 1)/sqrt 3`, `(1, 0, -1)/sqrt 2`, `(1, -2, 1)/sqrt 6`.
+
+    Examples:
+        >>> flat = to_noise(np.array([2.0, 0.0, 0.0, 0.0]), (1, 2, 2))  # the first mode is the mean
+        >>> flat.round(6)
+        array([[[1., 1.],
+                [1., 1.]]])
     """
     grid = np.empty_like(coefficients)
     grid[..., order(shape)] = coefficients

@@ -54,6 +54,11 @@ def sobol(
 
     Source: Owen, Scrambled net variance for integrals of smooth functions, Ann. Stat. 25 (1997), and Latin
         supercube sampling, ACM TOMACS 8 (1998); Jia et al., arXiv 2506.06185 (pixels); the spectral order is antinb's.
+
+    Examples:
+        >>> from antinb import noise
+        >>> noise.sobol(10, n=8, antithetic=True).draw((1, 4, 4), seed=0).shape
+        (10, 8, 1, 4, 4)
     """
     first = checks.integer("leading", LEADING if leading is None else leading, 1, qmc.Sobol.MAXDIM)
     points = checks.integer("n", n, 1) // (2 if antithetic else 1)
@@ -88,6 +93,12 @@ def latin(
         ValueError: if n, the basis or the direction is not as `sobol` says.
 
     Source: McKay, Beckman and Conover, Technometrics 21 (1979), 239-245.
+
+    Examples:
+        >>> from antinb import noise
+        >>> z = noise.latin(1, n=5, basis="pixel").draw((1, 1, 1), seed=0)[0, :, 0, 0, 0]
+        >>> np.sort(np.floor(special.ndtr(z.astype(float)) * 5)).astype(int)  # one point in each fifth
+        array([0, 1, 2, 3, 4])
     """
     points = checks.integer("n", n, 4 if antithetic else 2) // (2 if antithetic else 1)
     if antithetic and 2 * points != n:
