@@ -62,7 +62,7 @@ def test_the_folder_list_is_the_flow():
         *("noise", "models", "zoo", "tasks", "dataset", "analysis", "reporting"),
         *("checks.py", "sampling.py", "probing.py", "planning.py", "cli.py"),
     }
-    assert max(path.read_text().count("\n") for path in MODULES.values()) <= 310
+    assert max(path.read_text().count("\n") for path in MODULES.values()) <= 320
 
 
 def test_nothing_is_imported_from_a_later_room():
@@ -137,7 +137,7 @@ def public():
 
 def test_the_public_functions_and_classes_are_counted():
     assert all(hasattr(import_module(name), "__all__") for name in MODULES if name.count(".") == 2)
-    assert len(public()) <= 125, "\n".join(public())
+    assert len(public()) <= 120, "\n".join(public())
 
 
 def names_used(tree):

@@ -22,6 +22,7 @@ __all__ = [
     "event",
     "l1",
     "measure",
+    "mse",
     "pixel_mean",
     "pooled",
     "psnr",

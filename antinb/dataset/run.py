@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-__all__ = ["build", "check_same_generator", "config", "cost", "defined", "design", "evaluations", "limits", "scaled"]
+__all__ = ["build", "config"]
 
 DIMS = ("unit", "member", "channel", "y", "x")
 STEPPED = ("unit", "member", "step", "channel", "y", "x")

@@ -17,7 +17,7 @@ import zarr
 
 from antinb.dataset.run import VARIABLES, Labels, build, check, config
 
-__all__ = ["Memory", "Store", "open"]
+__all__ = ["open"]
 
 
 def open(store: str | Path) -> xr.Dataset:

@@ -13,9 +13,9 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from antinb import dataset
+from antinb.reporting.axes import errors, plain_log, references
 
 __all__ = [
     "bands",
@@ -87,7 +87,7 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         color = PALETTE[str(kind)]
         ax.stairs(part["density"], edges, color=color, fill=True, alpha=0.35)
         ax.stairs(part["density"], edges, color=color, label=str(kind))
-    _references(ax.axvline, 0)
+    references(ax.axvline, 0)
     ax.set(xlim=(-1, 1), xlabel="correlation", ylabel="density")
     ax.legend(frameon=False)
     sns.despine(ax=ax)
@@ -123,13 +123,13 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
         ax.errorbar(
             part["estimate"],
             np.array([places[name] for name in part[label]]) + (0.12 if kind == "RR" else -0.12),
-            xerr=_errors(part),
+            xerr=errors(part),
             fmt="o" if centred else "s",
             color=PALETTE[kind],
             markerfacecolor=PALETTE[kind] if centred else "white",
             label=f"{kind}, {'centred' if centred else 'standard'}",
         )
-    _references(ax.axvline, 0)
+    references(ax.axvline, 0)
     ax.set_yticks(list(places.values()), list(places))
     ax.set_ylim(len(places) - 0.5, -0.5)
     ax.set_xlim(-1, 1)
@@ -171,10 +171,10 @@ def forest(
     shifts = np.linspace(-0.3, 0.3, 2 * len(groups) + 1)[1::2]
     for (name, part), shift, color in zip(groups, shifts, sns.color_palette("dark", len(groups)), strict=True):
         place = np.array([places[row] for row in part[label]]) + shift
-        ax.errorbar(part["estimate"], place, xerr=_errors(part), fmt="o", markersize=4, color=color, label=str(name))
-    _references(ax.axvline, at)
+        ax.errorbar(part["estimate"], place, xerr=errors(part), fmt="o", markersize=4, color=color, label=str(name))
+    references(ax.axvline, at)
     if log:
-        _plain_log(ax, "x")
+        plain_log(ax, "x")
     ax.set_yticks(list(places.values()), list(places))
     ax.set_ylim(len(places) - 0.5, -0.5)
     if len(groups) > 1:
@@ -214,11 +214,11 @@ def bands(
         place = part[x].astype(float)
         ax.plot(place, part["estimate"], marker=".", color=color, label=str(name).replace("_", " "))
         ax.fill_between(place, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
-    _references(ax.axhline, at)
+    references(ax.axhline, at)
     if "x" in log:
-        _plain_log(ax, "x", sorted(table[x].astype(float).unique()))
+        plain_log(ax, "x", sorted(table[x].astype(float).unique()))
     if "y" in log:
-        _plain_log(ax, "y")
+        plain_log(ax, "y")
     ax.set_xlabel(x)
     if len(groups) > 1:
         ax.legend(frameon=False)
@@ -302,35 +302,8 @@ def slices(values: xr.DataArray, *, ax: Axes | None = None) -> Axes:
     centred = values - values.sel(s=0, method="nearest")
     for lines, color in zip(centred, sns.color_palette("crest", len(centred)), strict=True):
         ax.plot(values["s"], lines.values.T, color=color, linewidth=0.8, alpha=0.8)
-    _references(ax.axhline, 0)
-    _references(ax.axvline, 0)
+    references(ax.axhline, 0)
+    references(ax.axvline, 0)
     ax.set(xlim=(-1, 1), xlabel="s", ylabel="predicted noise")
     sns.despine(ax=ax)
     return ax
-
-
-def _references(line: Callable[..., object], at: float | Sequence[float]) -> None:
-    for value in np.atleast_1d(at):
-        line(value, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
-
-
-def _errors(part: pd.DataFrame) -> np.ndarray:
-    """Return the lengths of the intervals below and above the estimates, `(2, rows)`."""
-    return part[["low", "high"]].sub(part["estimate"], axis=0).abs().to_numpy().T
-
-
-def _plain_log(ax: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
-    """Make the axis `"x"` or `"y"` logarithmic, with numbers such as 0.3, 1, 3 and 10 at its ticks."""
-    ax.set(**{f"{which}scale": "log"})
-    axis = getattr(ax, f"{which}axis")
-    axis.set_major_locator(_Decades() if ticks is None else FixedLocator(ticks))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
-
-
-class _Decades(LogLocator):
-    """Ticks at powers of ten, and at three times them where these alone would be few."""
-
-    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
-        self.set_params(subs=(1, 3) if vmax < 300 * vmin else (1,), numticks=7)
-        return np.asarray(super().tick_values(vmin, vmax))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from antinb.zoo import folders
 
-__all__ = ["DATA", "held_out", "models", "registry"]
+__all__ = ["DATA", "held_out", "models"]
 
 _PACKAGE = Path(__file__).parents[1]
 _PLACES = (_PACKAGE.parent / "data", _PACKAGE / "data")
