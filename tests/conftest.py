@@ -11,6 +11,8 @@ import antinb
 from antinb import noise
 from antinb.models import diffusion
 
+collect_ignore = ["benchmarks"]
+
 
 @pytest.fixture(scope="session")
 def mixture_generator():

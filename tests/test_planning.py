@@ -140,6 +140,16 @@ def test_a_run_that_would_cost_too_much_keeps_its_first_stage(mixture_generator,
     assert dataset.open(store).sizes["unit"] == 20
 
 
+def test_a_budget_is_kept_to_the_last_evaluation(mixture_generator):
+    options = {"half_width": 0.002, "seed": 3}
+    needed = planning.run_until(mixture_generator, noise.antithetic(20), BRIGHT, **options)["evaluations"].item()
+    assert needed > 400
+    within = planning.run_until(mixture_generator, noise.antithetic(20), BRIGHT, most=needed, **options)
+    assert within["evaluations"].item() == needed
+    with pytest.raises(ValueError, match=f"most is {needed - 1}$"):
+        planning.run_until(mixture_generator, noise.antithetic(20), BRIGHT, most=needed - 1, **options)
+
+
 def test_two_stages_cover_whatever_the_spread_and_the_skewness():
     """The wanted width is met where a fixed N = 20 misses it; s_N mends what Stein's s_n lacks on skewed units."""
     rng = np.random.default_rng(0)

@@ -63,7 +63,7 @@ def _part_class(folder: Path, name: str, part: list[object]) -> Any:  # noqa: AN
         module, allowed = diffusers, (ModelMixin, SchedulerMixin)
     else:
         try:
-            import transformers as module
+            import transformers as module  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError(f"{folder.name}: {name} needs transformers: pip install transformers") from None
         allowed = (module.PreTrainedModel, module.PreTrainedTokenizerBase, module.ImageProcessingMixin)

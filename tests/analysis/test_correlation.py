@@ -166,6 +166,15 @@ def test_constant_images_are_counted_not_filled():
     assert table.loc[("RR", False), "estimate"] == pytest.approx(np.nanmean(gram), abs=1e-7)
 
 
+def test_what_is_left_of_a_constant_after_rounding_has_no_direction():
+    """Around 1, float32 has steps of 1.2e-7: a pattern of one step is rounding, one of 25 steps is an image."""
+    pattern = np.random.default_rng(0).choice([-1, 1], (10, 2, 1, 8, 8))
+    rounding, faint = (run_of(1 + size * pattern) for size in (1.2e-7, 3e-6))
+    assert np.isnan(correlation.pn(rounding)).all()
+    expected = [np.corrcoef(*pair.reshape(2, -1))[0, 1] for pair in pattern]
+    np.testing.assert_allclose(correlation.pn(faint), expected, atol=0.1)
+
+
 def test_conditions_have_their_own_means_and_pairs():
     rng = np.random.default_rng(0)
     classes = np.tile([0, 1], 40)
