@@ -77,6 +77,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @RULES
 @given(
     function=st.one_of(st.just("mixture"), st.sampled_from(sorted(FUNCTIONS))),
@@ -188,6 +189,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @RULES
 @given(given=st.lists(st.tuples(NAMES, VALUES), min_size=2, max_size=5))
 @example(given=[("profile", "smoke"), ("pairs", "12"), ("low", "-0.75")])

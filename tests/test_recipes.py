@@ -81,11 +81,13 @@ def assert_equal(whole, halves):
     assert (whole / "curve.csv").read_text() == (halves / "curve.csv").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion_ddpm", "fashion_rf", "fashion_dit", "fashion_flow", "mnist_vae"])
 def test_a_resumed_training_equals_one_never_stopped(name, recipes, data, tmp_path, monkeypatch):
     assert_equal(*train_both(recipes(name), monkeypatch, tmp_path, stop=3, steps=5, data=data))
 
 
+@pytest.mark.slow
 def test_both_trainings_of_latent_diffusion_resume(recipes, data, tmp_path, monkeypatch):
     whole, halves = train_both(recipes("fashion_ldm"), monkeypatch, tmp_path, stop=3, steps=4, data=data)
     assert_equal(whole / "autoencoder", halves / "autoencoder")
@@ -96,6 +98,7 @@ def test_both_trainings_of_latent_diffusion_resume(recipes, data, tmp_path, monk
     assert not model.sampler.describe()["clip_sample"]
 
 
+@pytest.mark.slow
 def test_a_training_in_colour_resumes(recipes, colours, tmp_path, monkeypatch):
     whole, halves = train_both(recipes("cifar10_ddpm"), monkeypatch, tmp_path, stop=3, steps=4, data=colours)
     assert_equal(whole, halves)
@@ -103,6 +106,7 @@ def test_a_training_in_colour_resumes(recipes, colours, tmp_path, monkeypatch):
     assert (model.shape, model.null) == ((3, 32, 32), 10)
 
 
+@pytest.mark.slow
 def test_a_distillation_resumes_on_the_paths_of_its_teacher(recipes, tmp_path, monkeypatch):
     """Each state of a path leads on to the same image: one more step of the teacher makes the next state."""
     recipe = recipes("fashion_cm")
@@ -122,6 +126,7 @@ def test_a_distillation_resumes_on_the_paths_of_its_teacher(recipes, tmp_path, m
     assert antinb.load(whole / "pipeline").evaluations == 1
 
 
+@pytest.mark.slow
 def test_a_training_from_a_finished_pipeline_resumes_too(recipes, data, tmp_path, monkeypatch):
     recipe = recipes("fashion_rf")
     recipe.train.callback(data=data, work=tmp_path / "first", total=10, device="cpu")

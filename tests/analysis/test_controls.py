@@ -58,6 +58,7 @@ def rough(c):
 TRUTH = (2 / np.pi * 1.25) ** 0.5 + 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pilot", [None, 200])
 def test_regression_keeps_the_mean_and_its_intervals_cover(pilot):
     units = 40 if pilot is None else 20
@@ -109,6 +110,7 @@ def test_the_learned_direction_is_the_mean_gradient_and_makes_an_event_smooth():
     assert spreads[0] < 0.2 * spreads[1]
 
 
+@pytest.mark.slow
 def test_two_levels_are_unbiased_and_their_intervals_cover():
     few, many = noise.iid(30), noise.iid(300)
 

@@ -91,6 +91,7 @@ def test_centring_is_unbiased_where_a_common_mean_is_not():
     assert tables[0].loc[("RR", False), "estimate"] > 0.9
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """95% of the PN intervals cover, no less and no more; RR is degenerate, its jackknife covers more."""
     runs = [correlated_pairs(40, -0.6, seed, (1, 4, 4)) for seed in range(200)]

@@ -113,6 +113,7 @@ def points(rng, members, *, copies=False, shift=0.0):
     return as_run(np.repeat(drawn, members, axis=1) if copies else drawn)
 
 
+@pytest.mark.slow
 def test_coupling_within_units_does_not_bias_kid_and_its_interval_covers():
     """Copies within a unit: over 200 experiments with equal laws the mean is 0 up to four standard errors."""
     rng = np.random.default_rng(0)
@@ -124,6 +125,7 @@ def test_coupling_within_units_does_not_bias_kid_and_its_interval_covers():
     assert shifted["low"] > 4 * values.std()
 
 
+@pytest.mark.slow
 def test_noise_that_unit_i_of_both_runs_shares_does_not_bias_kid():
     rng, values = np.random.default_rng(0), []
     for _ in range(200):

@@ -121,6 +121,7 @@ def test_one_design_against_another_is_the_ratio_of_their_efficiencies():
     assert few["width_efficiency"] / few["efficiency"] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
 
 
+@pytest.mark.slow
 def test_efficiency_intervals_cover():
     rng, covered = np.random.default_rng(1), 0
     for seed in range(100):
@@ -131,6 +132,7 @@ def test_efficiency_intervals_cover():
     assert stats.binomtest(covered, 100, 0.95).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("linear", "square"), [(1.0, 0.05), (1.0, 0.5), (0.3, 1.0)])
 def test_odd_share_of_a_quadratic(linear, square):
     """S = a z + b (z^2 - 1) has the odd share a^2 / (a^2 + 2 b^2)."""
@@ -156,6 +158,7 @@ def test_the_predicted_efficiency_is_the_measured_one():
     assert predicted["estimate"] == pytest.approx(measured["estimate"], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statistic", "share", "least"),
     [

@@ -54,13 +54,14 @@ def chunks(store):
     return len(list((store / "image" / "c").glob("*")))
 
 
+@pytest.mark.slow
 def test_twenty_kills_change_no_byte(tmp_path):
     """A run killed by SIGKILL at 20 random moments, each time started again, equals one never killed.
 
     Each kill comes a random few milliseconds, about a shard's time, after 0 to 3 more shards.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["antinb.sampling", "antinb.zoo", "test_dataset"])
+    context.set_forkserver_preload(["antinb.sampling", "antinb.zoo", "test_store"])
     rng, store, whole = np.random.default_rng(0), tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     states = set()
     for _ in range(20):

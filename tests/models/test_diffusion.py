@@ -184,6 +184,7 @@ def test_a_trajectory_is_the_run(mixture_generator):
         )
 
 
+@pytest.mark.slow
 def test_a_compiled_network_gives_the_same_images():
     generator = diffusion.from_network(tiny_unet(), LINEAR).with_(steps=3)
     compiled = generator.with_(compile=True)

@@ -175,6 +175,7 @@ def test_posterior_components_without_weight_are_left_out():
     torch.testing.assert_close(posterior.variance, torch.full((2,), 0.01 / 1.01, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_dense_mixtures_draw_their_moments_from_a_design():
     mixture, matrix, y = observed()
     posterior = mixture.posterior(matrix, y, 2.0)  # so vague that all three components keep weight

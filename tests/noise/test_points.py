@@ -19,6 +19,7 @@ QUADRATURES = {
 SHAPE = (3, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUADRATURES)
 def test_every_member_is_standard_normal(name):
     design = QUADRATURES[name](3000)

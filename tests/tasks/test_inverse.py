@@ -266,6 +266,7 @@ def test_bad_input_is_refused(call, reason):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_three_halves_law():
     """Squared error of a calibrated Gaussian: pairs gain 3/2 and simplex groups 3 (K - 1) / K, averaged over truths.
 
