@@ -25,7 +25,7 @@ def loss(
     network: UNet2DModel, generator: torch.Generator, clean: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss of noise prediction on images of which half are mirrored."""
-    mirrored = (torch.rand(len(clean), generator=generator) < 0.5).to(clean.device)[:, None, None, None]
+    mirrored = torch.rand(len(clean), generator=generator, device=clean.device)[:, None, None, None] < 0.5
     return training.noise_loss(NULL)(network, generator, torch.where(mirrored, clean.flip(3), clean), labels)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 import antinb
 
 TEACHER, STEPS = "fashion-ddpm", 25
+HELD_OUT = 500
 SCHEDULER = LCMScheduler(
     1000,
     beta_start=0.0001,
@@ -77,23 +78,24 @@ def endpoint(network: UNet2DModel, x: Tensor, t: Tensor) -> Tensor:
 
 def loss(network: UNet2DModel, generator: torch.Generator, states: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean squared and the pseudo-Huber distance of the student's images to the ends of the paths."""
-    steps = torch.randint(0, STEPS, (len(images),), generator=generator)
-    used = torch.tensor(USED)[torch.randint(0, len(USED), (len(images),), generator=generator)]
-    steps = torch.where(torch.rand(len(images), generator=generator) < 0.5, used, steps)
-    x = states[torch.arange(len(images)), steps.to(states.device)].float()
+    count, device = len(images), images.device
+    steps = torch.randint(0, STEPS, (count,), generator=generator, device=device)
+    used = torch.tensor(USED).to(device)[torch.randint(0, len(USED), (count,), generator=generator, device=device)]
+    steps = torch.where(torch.rand(count, generator=generator, device=device) < 0.5, used, steps)
+    x = states[torch.arange(count), steps].float()
     size = images[0].numel()
-    error = (endpoint(network, x, LEVELS[steps].to(x.device)) - images).square().sum((1, 2, 3))
+    error = (endpoint(network, x, LEVELS.to(device)[steps]) - images).square().sum((1, 2, 3))
     width = 0.00054 * size**0.5
     return error.mean() / size, ((error + width**2).sqrt() - width).mean() / size**0.5
 
 
 @click.command()
 @training.options(total=100_000)
-@click.option("--paths", default=6_000, help="paths of the teacher, the first 500 held out")
+@click.option("--paths", default=6_000, help=f"paths of the teacher, the first {HELD_OUT} held out")
 def train(data: Path | None, paths: int, **options) -> None:  # noqa: ARG001
     """Train the student and write WORK/pipeline, a folder with `unet` and `scheduler`."""
     drawn = [part.to(options["device"]) for part in draw_paths(paths, options["work"], options["device"])]
-    train, held_out = (tuple(part[rows] for part in drawn) for rows in (slice(500, None), slice(500)))
+    train, held_out = (tuple(part[rows] for part in drawn) for rows in (slice(HELD_OUT, None), slice(HELD_OUT)))
     network = build()
     folder = training.fit_to(train, held_out, network, loss, **options)
     network.half().save_pretrained(folder / "unet")

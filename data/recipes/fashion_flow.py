@@ -28,7 +28,7 @@ GREYS = 32
 def spread(clean: Tensor, generator: torch.Generator) -> Tensor:
     """Return flat images in [-1, 1] of 32 grey values, each spread uniformly over its step."""
     steps = ((clean.flatten(1) + 1) / 2 * 255).round() // (256 // GREYS)
-    return (steps + torch.rand(steps.shape, generator=generator).to(steps.device)) / GREYS * 2 - 1
+    return (steps + torch.rand(steps.shape, generator=generator, device=steps.device)) / GREYS * 2 - 1
 
 
 def build(images: Tensor) -> Flow:

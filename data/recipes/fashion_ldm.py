@@ -44,7 +44,7 @@ def reconstruction_loss(network: AutoencoderKL, generator: torch.Generator, clea
     with torch.autocast(clean.device.type, torch.bfloat16):
         moments = network.quant_conv(network.encoder(clean))
     mean, log_variance = moments.float().chunk(2, 1)
-    noise = torch.randn(mean.shape, generator=generator).to(clean.device)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     with torch.autocast(clean.device.type, torch.bfloat16):
         decoded = network.decode(mean + (log_variance / 2).exp() * noise).sample
     error = (decoded.float() - clean).abs().mean()

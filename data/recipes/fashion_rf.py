@@ -26,8 +26,8 @@ def loss(
     network: UNet2DModel, generator: torch.Generator, clean: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean squared error of the predicted velocity, to report and to minimise."""
-    times = torch.randn(len(clean), generator=generator).sigmoid().to(clean.device)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    times = torch.randn(len(clean), generator=generator, device=clean.device).sigmoid()
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     classes = training.dropped(labels, NULL, generator)
     path = torch.lerp(clean, noise, times[:, None, None, None])
     with torch.autocast(clean.device.type, torch.bfloat16):

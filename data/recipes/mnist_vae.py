@@ -46,7 +46,7 @@ def build() -> nn.ModuleDict:
 def loss(network: nn.ModuleDict, generator: torch.Generator, clean: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
     """Return the negative bound on the log likelihood, in nats an image and in nats a pixel."""
     mean, log_scale = network["encoder"](clean).chunk(2, 1)
-    noise = torch.randn(mean.shape, generator=generator).to(clean.device)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     logits = network["decoder"](mean + log_scale.exp() * noise)
     divergence = kl_divergence(Normal(mean, log_scale.exp()), Normal(0, 1)).sum()
     mismatch = nn.functional.binary_cross_entropy_with_logits(logits, (clean + 1) / 2, reduction="sum")

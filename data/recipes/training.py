@@ -2,7 +2,7 @@
 
 Step `k` takes its batch and all else that is random from a generator seeded with `k`. A training stopped and
 started again so goes on from its last checkpoint with the very batches it would have seen, and a later,
-different `--images` moves only the decay at the end.
+different `--images` moves only the decay at the end. On a GPU the network is compiled.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import images
@@ -33,17 +34,25 @@ start = click.option(
 )
 
 
-def unet(widths: tuple[int, ...], *, size: int = 28, channels: int = 1, **settings: object) -> UNet2DModel:
-    """Return an untrained UNet of `size` by `size` images, with attention at the coarsest of its levels."""
-    torch.manual_seed(SEED)
-    plain = len(widths) - 1
+def unet(
+    widths: tuple[int, ...],
+    *,
+    size: int = 28,
+    channels: int = 1,
+    attention: int = 1,
+    seed: int = SEED,
+    **settings: object,
+) -> UNet2DModel:
+    """Return an untrained UNet of `size` by `size` images, with attention at the coarsest `attention` of its levels."""
+    torch.manual_seed(seed)
+    plain = len(widths) - attention
     return UNet2DModel(
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
         block_out_channels=widths,
-        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention,
+        up_block_types=("AttnUpBlock2D",) * attention + ("UpBlock2D",) * plain,
         attention_head_dim=16,
         norm_num_groups=8,
         **{"layers_per_block": 1} | settings,
@@ -57,9 +66,8 @@ def noise_loss(null: int | None = None) -> Loss:
     """
 
     def loss(network: nn.Module, generator: torch.Generator, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        steps = torch.randint(0, len(SCHEDULER), (len(clean),), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        steps, noise = steps.to(clean.device), noise.to(clean.device)
+        steps = torch.randint(0, len(SCHEDULER), (len(clean),), generator=generator, device=clean.device)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         condition = {} if null is None else {"class_labels": dropped(labels, null, generator)}
         with torch.autocast(clean.device.type, torch.bfloat16):
             predicted = network(SCHEDULER.add_noise(clean, noise, steps), steps, **condition).sample
@@ -72,7 +80,7 @@ def noise_loss(null: int | None = None) -> Loss:
 
 def dropped(labels: Tensor, null: int, generator: torch.Generator) -> Tensor:
     """Return the labels with one in ten replaced by the null class."""
-    return labels.masked_fill(torch.rand(len(labels), generator=generator).to(labels.device) < 0.1, null)
+    return labels.masked_fill(torch.rand(len(labels), generator=generator, device=labels.device) < 0.1, null)
 
 
 def options(total: int) -> Callable:
@@ -101,10 +109,13 @@ def tensors(name: str, data: Path | None, split: str, rows: slice, device: str) 
 class Training:
     """A network with its optimizer and EMA; `done` counts its steps, `origin` those that came with `--start`."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-4)
-        self.ema = EMAModel(network.parameters(), decay=EMA, use_ema_warmup=True, power=0.75)
+    def __init__(self, network: nn.Module, device: str, batch: int, seed: int) -> None:
+        self.network, self.device, self.batch, self.seed = network.to(device), torch.device(device), batch, seed
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            network.compile()
+        self.optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-4, fused=on_gpu)
+        self.ema = EMAModel(network.parameters(), decay=EMA, use_ema_warmup=True, power=0.75, foreach=True)
         self.origin = self.done = 0
         self.names = [name for name, _ in network.named_parameters()]
 
@@ -113,7 +124,7 @@ class Training:
         self.network.load_state_dict(type(self.network).from_pretrained(folder / "unet").state_dict())
         for value, shadow in zip(self.network.parameters(), self.ema.shadow_params, strict=True):
             shadow.data.copy_(value.data)
-        self.origin = self.done = json.loads((folder / "training.json").read_text())["images"] // BATCH
+        self.origin = self.done = json.loads((folder / "training.json").read_text())["images"] // self.batch
         self.ema.optimization_step = self.done
 
     def save(self, path: Path) -> None:
@@ -143,10 +154,14 @@ class Training:
         up, down = self.done + 1 - self.origin, (steps - self.done) / (DECAY * (steps - self.origin))
         return RATE * min(1, up / WARMUP, down)
 
-    def step(self, loss: Loss, data: tuple[Tensor, Tensor], steps: int) -> float:
+    def generator(self, number: int) -> torch.Generator:
+        """Return the source of all that is random in step `number`."""
+        return torch.Generator(self.device).manual_seed(number + (self.seed << 32))
+
+    def step(self, loss: Loss, data: tuple[Tensor, Tensor], steps: int) -> Tensor:
         """Take the next of `steps` steps and return the loss to report."""
-        generator = torch.Generator().manual_seed(self.done)
-        rows = torch.randint(0, len(data[0]), (BATCH,), generator=generator)
+        generator = self.generator(self.done)
+        rows = torch.randint(0, len(data[0]), (self.batch,), generator=generator, device=self.device)
         reported, minimised = loss(self.network, generator, *(part[rows] for part in data))
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(steps)
@@ -156,14 +171,15 @@ class Training:
         self.optimizer.step()
         self.ema.step(self.network.parameters())
         self.done += 1
-        return reported.item()
+        return reported.detach()
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")
     def validate(self, loss: Loss, held_out: tuple[Tensor, Tensor]) -> float:
         """Return the loss of the EMA weights on held-out images, always with the same noise."""
         self.ema.store(self.network.parameters())
         self.ema.copy_to(self.network.parameters())
-        value = loss(self.network, torch.Generator().manual_seed(-1), *held_out)[0].item()
+        value = loss(self.network, torch.Generator(self.device).manual_seed(-1), *held_out)[0].item()
         self.ema.restore(self.network.parameters())
         return value
 
@@ -174,16 +190,14 @@ def fit(
     name: str,
     *,
     data: Path | None,
-    work: Path,
-    total: int,
     device: str,
-    start: Path | None = None,
     validation: slice = slice(1000),
+    **options: Any,
 ) -> Path:
-    """Train the network on the images of a data set; `validation` picks the test images to validate on."""
+    """Train the network on the images of a data set; `validation` picks the test images, the rest is `fit_to`'s."""
     train = tensors(name, data, "train", slice(None), device)
     held_out = tensors(name, data, "test", validation, device)
-    return fit_to(train, held_out, network, loss, work=work, total=total, device=device, start=start)
+    return fit_to(train, held_out, network, loss, device=device, **options)
 
 
 def fit_to(
@@ -196,6 +210,8 @@ def fit_to(
     total: int,
     device: str,
     start: Path | None = None,
+    batch: int | None = None,
+    seed: int = SEED,
 ) -> Path:
     """Train the network, give it its EMA weights and return the folder WORK/pipeline.
 
@@ -203,7 +219,12 @@ def fit_to(
     the options. The folder then holds `training.json`, the recipe adds the weights.
     """
     work.mkdir(parents=True, exist_ok=True)
-    training, checkpoint, steps = Training(network.to(device)), work / "checkpoint.safetensors", total // BATCH
+    batch = batch or BATCH
+    training, checkpoint, steps = (
+        Training(network, device, batch, seed),
+        work / "checkpoint.safetensors",
+        total // batch,
+    )
     if start:
         training.start_from(start)
     if checkpoint.exists():
@@ -212,15 +233,16 @@ def fit_to(
     while training.done < steps:
         losses.append(training.step(loss, train, steps))
         if training.done % EVERY == 0 or training.done == steps:
-            row = [training.done, training.done * BATCH, sum(losses) / len(losses), training.validate(loss, held_out)]
+            mean = torch.stack(losses).mean().item()
+            row = [training.done, training.done * batch, mean, training.validate(loss, held_out)]
             with (work / "curve.csv").open("a", newline="") as file:
                 csv.writer(file).writerow(row)
-            speed = (training.done - first) * BATCH / (time.monotonic() - started)
+            speed = (training.done - first) * batch / (time.monotonic() - started)
             click.echo(f"step {row[0]}/{steps} train {row[2]:.4f} held out {row[3]:.4f}, {speed:.0f} images/s")
             losses.clear()
             training.save(checkpoint)
     training.ema.copy_to(network.parameters())
     folder = work / "pipeline"
     folder.mkdir(exist_ok=True)
-    (folder / "training.json").write_text(json.dumps({"images": training.done * BATCH, "batch": BATCH, "ema": EMA}))
+    (folder / "training.json").write_text(json.dumps({"images": training.done * batch, "batch": batch, "ema": EMA}))
     return folder
