@@ -116,7 +116,7 @@ def card(model: str, data: Path | None, curve: Path | None, steps: int | None, c
     if not count:
         return
     kind = folder.name.split("-")[0]
-    name, network = DATA_SETS[kind], classifier.load(MODELS / f"{kind}-classifier").network
+    name, network = DATA_SETS[kind], antinb.classifier.load(MODELS / f"{kind}-classifier").network
     run = sample(generator, noise.iid(count), seed=1, store=store, batch=200)
     samples = np.clip(np.rint((run["image"].to_numpy()[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
     train, test = images.load(name, data)[0], images.load(name, data, "test")[0]

@@ -156,7 +156,7 @@ class Training:
 
     def generator(self, number: int) -> torch.Generator:
         """Return the source of all that is random in step `number`."""
-        return torch.Generator(self.device).manual_seed(number + (self.seed << 32))
+        return torch.Generator(self.device).manual_seed(number + (self.seed << 24))
 
     def step(self, loss: Loss, data: tuple[Tensor, Tensor], steps: int) -> Tensor:
         """Take the next of `steps` steps and return the loss to report."""
