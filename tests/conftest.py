@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in two processes
 
 import pytest
 from helpers import LINEAR, SHAPE, random_mixture
