@@ -110,6 +110,22 @@ def sample(
 
 
 @main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def check(store: Path) -> None:
+    """Read all of STORE and say what is missing or damaged; exits with 1 if anything is."""
+    from antinb import dataset
+
+    try:
+        lines = dataset.damage(store)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    for line in lines or ["the run is whole, every checksum fits"]:
+        click.echo(line)
+    if lines:
+        raise SystemExit(1)
+
+
+@main.command()
 def models() -> None:
     """List the shipped models with licence, size and quality."""
     from antinb import zoo

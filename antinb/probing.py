@@ -184,10 +184,10 @@ class Probe:
             return np.repeat(noise[:, :, None], len(self.timesteps), 2)
         places = [self.generator.timesteps.index(t) for t in self.timesteps]
         shard, parts = max(1, self.batch // design.members), []
+        classes = None if self.condition is None else np.full(design.units, self.condition)
+        settings = {"seed": self.seed, "classes": classes, "batch": self.batch, "trajectory": True}
         for start in range(0, design.units, shard):
             units = range(start, min(start + shard, design.units))
-            classes = None if self.condition is None else np.full(len(units), self.condition)
-            settings = {"seed": self.seed, "classes": classes, "batch": self.batch, "trajectory": True}
             run = generate(self.generator, design, units, **settings)
             parts.append(run["state"][:, :, places])
         return np.concatenate(parts)

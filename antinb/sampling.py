@@ -17,6 +17,9 @@ from antinb.noise import Design
 
 __all__ = ["sample"]
 
+ROUNDING = 1e-3  # root mean square of a difference that another cut into batches or another machine makes
+HALF_ROUNDING = 0.02  # the same in half precision, and where the precision is not known
+
 
 def sample(
     generator: Generator,
@@ -91,15 +94,39 @@ def sample(
         "timesteps": list(generator.timesteps) if trajectory and traced else None,
     }
     size = {"units": design.units, "shard": max(1, batch // design.members)}
+    made = {"seed": seed, "batch": batch, "trajectory": trajectory}
     run = dataset.Memory(config, **size, **labels) if store is None else dataset.Store(store, config, **size, **labels)
-    images, done = design.units * design.members, int(run.done.sum()) * design.members
-    with tqdm(total=images, initial=done, unit="image", disable=not progress) as bar:
+    with run, tqdm(total=design.units * design.members, unit="image", disable=not progress) as bar:
+        bar.update(int(run.done.sum()) * design.members)
+        stored = run.first()
+        if stored:
+            unit, images = stored
+            again = generate(generator, design, range(unit, unit + 1), classes=conditions, **made)["image"]
+            _check_equal(images, again[0], unit, config)
         for units in run.missing():
-            classes = None if conditions is None else conditions[units.start : units.stop]
-            settings = {"seed": seed, "classes": classes, "batch": batch, "trajectory": trajectory}
-            run.write(units, generate(generator, design, units, **settings))
+            values = generate(generator, design, units, classes=conditions, **made)
+            if stored is None and not traced:
+                cut = made if len(units) > 1 or averaged else {**made, "batch": max(1, min(batch, design.members) // 2)}
+                again = generate(generator, design, units[:1], classes=conditions, **cut)["image"]
+                _check_equal(values["image"][0], again[0], units[0], config)
+            stored = units
+            run.write(units, values)
             bar.update(len(units) * design.members)
-    return run.finish()
+        return run.finish()
+
+
+def _check_equal(first: np.ndarray, again: np.ndarray, unit: int, config: dict[str, object]) -> None:
+    """Refuse a generator that makes other images of the same noise, but for rounding."""
+    rounding = ROUNDING if config.get("dtype") in ("float32", "float64") else HALF_ROUNDING
+    if first.shape != again.shape:
+        raise ValueError(f"unit {unit} has images {first.shape}; made again, {again.shape}")
+    if float(np.square(first - again, dtype=np.float64).mean()) ** 0.5 > rounding:
+        largest = float(np.abs(first - again).max())
+        raise ValueError(
+            f"unit {unit} made again differs by up to {largest:.2g}: the model is not what it was or no function of "
+            "its noise. Likely causes: weights, adapters or settings changed since, random numbers from numpy or a "
+            "generator of its own, a result that depends on the rest of the batch, autocast"
+        )
 
 
 def _conditions(classes: np.ndarray, units: int) -> np.ndarray:
@@ -122,7 +149,8 @@ def generate(
 ) -> dict[str, np.ndarray]:
     """Return the variables `(units, members, ...)` of one shard, refusing what is not finite."""
     noise = rows(design, generator.shape, seed=seed, units=units)
-    labels = None if classes is None else torch.from_numpy(classes.repeat(design.members))
+    own = None if classes is None else classes[units.start : units.stop].repeat(design.members)
+    labels = None if own is None else torch.from_numpy(own)
     parts: dict[str, list[torch.Tensor]] = {}
     for first in range(0, len(noise), batch):
         cut = slice(first, first + batch)

@@ -7,7 +7,7 @@ Scores belong to a unit, a pair or a group, and two designs are compared by the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from antinb.analysis.statistics import structural_similarity
 __all__ = ["SCORES", "kid", "scores", "vendi"]
 
 SCORES = ("ssim", "feature distance", "vendi")
+KERNELS = 2**22  # in memory at once, before the mean over members
 Features = Callable[[np.ndarray], np.ndarray]
 
 
@@ -29,14 +30,14 @@ def scores(run: xr.Dataset, features: Features) -> xr.DataArray:
 
     `ssim`: the mean structural similarity of two members, over their pairs; lower is more different.
     `feature distance`: the mean Euclidean distance of their features. `vendi`: the effective number of
-    different images among the members, see `vendi`.
+    different images among the members, see `vendi`. The run is read once, by blocks of units.
 
     Args:
         run: images of at least two members a unit; they are scaled to [0, 1] and clipped.
         features: images `(..., C, H, W)` in [0, 1] to `(..., d)`, such as the `features` of a classifier.
 
     Raises:
-        ValueError: if a unit has one member, for images too small for SSIM, or for other features.
+        ValueError: if it is no run, a unit has one member, for images too small for SSIM, or for other features.
 
     Examples:
         >>> from antinb import dataset, noise
@@ -45,14 +46,15 @@ def scores(run: xr.Dataset, features: Features) -> xr.DataArray:
         >>> dict(found.sizes), found["score"].values.tolist()
         ({'score': 3, 'unit': 4}, ['ssim', 'feature distance', 'vendi'])
     """
-    images, seen = _seen(run, features)
-    members = images.shape[1]
+    images = dataset.images(run)
+    units, members = images.shape[:2]
     if members < 2:
         raise ValueError(f"a diversity score needs at least two images a unit; got {members}")
-    pairs = list(itertools.combinations(range(members), 2))
-    alike = np.mean([structural_similarity(images[:, i], images[:, j]) for i, j in pairs], 0)
-    apart = np.mean([np.linalg.norm(seen[:, i] - seen[:, j], axis=-1) for i, j in pairs], 0)
-    values = np.stack([alike, apart, vendi(seen)])
+    pairs, values = list(itertools.combinations(range(members), 2)), np.empty((len(SCORES), units))
+    for part, block, seen in _seen(run, features):
+        alike = np.mean([structural_similarity(block[:, i], block[:, j]) for i, j in pairs], 0)
+        apart = np.mean([np.linalg.norm(seen[:, i] - seen[:, j], axis=-1) for i, j in pairs], 0)
+        values[:, part] = alike, apart, vendi(seen)
     return xr.DataArray(values, {"score": list(SCORES), "unit": run["unit"]}, ["score", "unit"], attrs=run.attrs)
 
 
@@ -90,7 +92,8 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
     is unbiased, and 0 on average where single images have one law.
 
     The interval is a bootstrap over units, a unit of both runs drawn together; no unit meets its own copy. Where
-    the laws are equal the statistic is degenerate and the interval too wide: a nominal 95% covers more.
+    the laws are equal the statistic is degenerate and the interval too wide: a nominal 95% covers more. The runs
+    are read by blocks of units; in memory are their features and h, a number a pair of units.
 
     Args:
         run: any design.
@@ -102,36 +105,44 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
         One row `estimate, low, high, level, method, units, evaluations`.
 
     Raises:
-        ValueError: for fewer than 8 units, runs of different numbers of units, or a level out of its range.
+        ValueError: for no run, fewer than 8 units, runs of different numbers of units, or a level out of its range.
 
     Source: Bińkowski et al., arXiv 1801.01401, section 4; Gretton et al., JMLR 13 (2012), equation 3.
     """
-    parts = [_seen(data, features)[1] for data in (run, baseline)]
-    units = len(parts[0])
-    if len(parts[1]) != units:
-        raise ValueError(f"both runs need as many units; got {units} and {len(parts[1])}")
-
-    def kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        products = np.tensordot(first, second, (-1, -1)) / first.shape[-1]
-        return ((products + 1) ** 3).mean((1, 3))
-
-    cross = kernel(*parts)
-    h = kernel(parts[0], parts[0]) + kernel(parts[1], parts[1]) - cross - cross.T
+    first, second = (np.concatenate([seen for *_, seen in _seen(data, features)]) for data in (run, baseline))
+    units = len(first)
+    if len(second) != units:
+        raise ValueError(f"both runs need as many units; got {units} and {len(second)}")
+    h, step = np.empty((units, units)), max(1, KERNELS // (units * max(first.shape[1], second.shape[1]) ** 2))
+    for start in range(0, units, step):
+        rows = slice(start, start + step)
+        h[rows] = _kernel(first[rows], first) + _kernel(second[rows], second)
+        h[rows] -= 2 * _kernel(first[rows], second)  # its transpose has the same sum over any set of units
     np.fill_diagonal(h, 0)
 
-    def mean(numbers: np.ndarray) -> float:
-        weights = np.bincount(numbers, minlength=units).astype(float)
-        return weights @ h @ weights / (weights.sum() ** 2 - weights @ weights)
+    def mean(numbers: np.ndarray) -> np.ndarray:
+        drawn = numbers.reshape(-1, units)
+        places = drawn + units * np.arange(len(drawn))[:, None]
+        weights = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)
+        found = ((weights @ h) * weights).sum(1) / (weights.sum(1) ** 2 - (weights**2).sum(1))
+        return found.reshape(numbers.shape[:-1])
 
     about = {"level": level, "method": "bootstrap over units", "units": units}
     about["evaluations"] = sum(map(dataset.cost, (run, baseline)))
-    return pd.DataFrame([row(cluster_bootstrap(mean, units, level), **about)])
+    return pd.DataFrame([row(cluster_bootstrap(mean, units, level, vectorized=True), **about)])
 
 
-def _seen(run: xr.Dataset, features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images of a run in [0, 1], `(unit, member, C, H, W)`, and their features `(unit, member, d)`."""
-    images = dataset.scaled(run["image"].transpose(*dataset.DIMS).values, *dataset.limits(run))
-    seen = np.asarray(features(images), float)
-    if seen.shape[:2] != images.shape[:2] or seen.ndim != 3:
-        raise ValueError(f"features are (unit, member, d) of images {images.shape}; got {seen.shape}")
-    return images, seen
+def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the kernel of two sets of units, `(n, member, d)` and `(m, member, d)`, mean over members, to `(n, m)`."""
+    products = np.tensordot(first, second, (-1, -1)) / first.shape[-1]
+    return ((products + 1) ** 3).mean((1, 3))
+
+
+def _seen(run: xr.Dataset, features: Features) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield units, their images in [0, 1], `(unit, member, C, H, W)`, and their features `(unit, member, d)`."""
+    for units, block in dataset.blocks(dataset.images(run)):
+        images = dataset.scaled(block, *dataset.limits(run))
+        seen = np.asarray(features(images.copy()), float)
+        if seen.shape[:2] != images.shape[:2] or seen.ndim != 3:
+            raise ValueError(f"features are (unit, member, d) of images {images.shape}; got {seen.shape}")
+        yield units, images, seen

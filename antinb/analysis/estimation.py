@@ -196,16 +196,14 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
     return pd.DataFrame(rows)
 
 
-def pixelwise(
-    data: xr.Dataset, *, level: float = 0.95, min_sd: float = 1 / 255, seed: int = 0, block: int = 64
-) -> xr.Dataset:
+def pixelwise(data: xr.Dataset, *, level: float = 0.95, min_sd: float = 1 / 255, seed: int = 0) -> xr.Dataset:
     r"""Return the mean image in [0, 1] with its interval at each pixel, and a band for all pixels at once.
 
     Variables by `(channel, y, x)`: `mean`, `sd` of the unit means, the *pointwise* t interval `low, high`
     (each pixel covered with probability `level`, all of them with less), and the simultaneous band
     `band_low, band_high`, `mean -+ c se` with c the quantile of `max |t|` over pixels under a Gaussian
     multiplier bootstrap of 499 draws. Pixels whose `sd` is below `min_sd` are NaN in all but `mean` and
-    `sd`, and counted in the attr `masked`. The run is read twice, `block` units at a time; in memory are
+    `sd`, and counted in the attr `masked`. The run is read twice, by blocks of units; in memory are
     a block and 500 images in float64, for the band.
 
     Args:
@@ -213,10 +211,9 @@ def pixelwise(
         level: from 0.01 to 0.9999.
         min_sd: least standard deviation of a pixel's unit means, on the scale from 0 to 1.
         seed: of the multipliers.
-        block: units in memory at once.
 
     Raises:
-        ValueError: for fewer than two units, several conditions, or an argument out of its range.
+        ValueError: for no run, fewer than two units, several conditions, or an argument out of its range.
 
     Source: Chernozhukov, Chetverikov and Kato, arXiv 1212.6906 (multiplier bootstrap of maxima).
 
@@ -229,19 +226,18 @@ def pixelwise(
     """
     checks.level(level)
     checks.number("min_sd", min_sd, 0, 1)
-    units, block = data.sizes["unit"], checks.integer("block", block, 1)
+    units = dataset.images(data).sizes["unit"]
     if units < 2:
         raise ValueError(f"intervals need at least two units; got {units}")
     if "condition" in data.coords and len(np.unique(data["condition"])) > 1:
         raise ValueError("pixel maps are of one condition; select it first")
-    mean = functools.reduce(np.add, (means.sum(0) for means in _mean_images(data, block))) / units
+    mean = functools.reduce(np.add, (means.sum(0) for _, means in _mean_images(data))) / units
     multipliers = np.random.default_rng(checks.seed(seed)).standard_normal((MULTIPLIERS, units))
-    squares, moved, start = np.zeros_like(mean), np.zeros((MULTIPLIERS, *mean.shape)), 0
-    for means in _mean_images(data, block):
+    squares, moved = np.zeros_like(mean), np.zeros((MULTIPLIERS, *mean.shape))
+    for part, means in _mean_images(data):
         deviations = means - mean
         squares += (deviations**2).sum(0)
-        moved += np.tensordot(multipliers[:, start : start + len(means)], deviations, 1)
-        start += len(means)
+        moved += np.tensordot(multipliers[:, part], deviations, 1)
     sd = np.sqrt(squares / (units - 1))
     seen = sd >= min_sd
     se = np.where(seen, sd / units**0.5, np.nan)
@@ -255,12 +251,10 @@ def pixelwise(
     return xr.Dataset({name: (dims, part) for name, part in maps.items()}, attrs=about)
 
 
-def _mean_images(data: xr.Dataset, block: int) -> Iterator[np.ndarray]:
-    """Yield the unit means in [0, 1], `(units of a block, channel, y, x)` in float64."""
-    low, high = dataset.limits(data)
-    for start in range(0, data.sizes["unit"], block):
-        images = data["image"].isel(unit=slice(start, start + block)).values.astype(np.float64)
-        yield dataset.scaled(images, low, high).mean(1)
+def _mean_images(data: xr.Dataset) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield units and their mean images in [0, 1], `(unit, channel, y, x)` in float64."""
+    for units, block in dataset.blocks(dataset.images(data)):
+        yield units, dataset.scaled(block.astype(np.float64), *dataset.limits(data)).mean(1)
 
 
 def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarray, np.ndarray, int]:

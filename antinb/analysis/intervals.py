@@ -128,22 +128,37 @@ def jackknife(
     checks.level(level)
     if units < 8:
         raise ValueError(f"a jackknife needs at least 8 units; got {units}")
-    labels, everything = np.zeros(units) if strata is None else strata, np.arange(units)
-    parts = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    count, blocks = min(BLOCKS, *map(len, parts)), np.empty(units, int)
+    blocks, everything = jackknife_blocks(np.zeros(units) if strata is None else strata), np.arange(units)
+    left_out = np.array([estimator(everything[blocks != block]) for block in range(blocks.max() + 1)], float)
+    return jackknife_interval(estimator(everything), left_out, level)
+
+
+def jackknife_blocks(strata: np.ndarray) -> np.ndarray:
+    """Return the block of each unit, `(units,)` from 0, given their strata; see `jackknife`."""
+    parts = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+    count, blocks = min(BLOCKS, *map(len, parts)), np.empty(len(strata), int)
     for part in parts:
         blocks[part] = np.arange(len(part)) % count
-    whole = np.asarray(estimator(everything), float)
-    left_out = np.array([estimator(everything[blocks != block]) for block in range(count)])
-    half = t_quantile(level, count - 1) * np.sqrt((count - 1) * left_out.var(0))
+    return blocks
+
+
+def jackknife_interval(
+    whole: npt.ArrayLike, left_out: npt.ArrayLike, level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `estimate, low, high`, `(...)` each, from estimates `(...)` and those without a block, `(blocks, ...)`."""
+    whole, left_out = np.asarray(whole, float), np.asarray(left_out, float)
+    freedom = len(left_out) - 1
+    half = t_quantile(level, freedom) * np.sqrt(freedom * left_out.var(0))
     return whole, whole - half, whole + half
 
 
-def cluster_bootstrap(estimator: Scalar, units: int, level: float) -> tuple[float, float, float]:
+def cluster_bootstrap(
+    estimator: Scalar, units: int, level: float, *, vectorized: bool = False
+) -> tuple[float, float, float]:
     """Return `estimate, low, high` of `estimator(numbers of units)`, units drawn again with replacement 999 times.
 
     Whole units are resampled, so values within one need not be independent; percentile interval of
-    `scipy.stats.bootstrap`, its seed fixed.
+    `scipy.stats.bootstrap`, its seed fixed. A `vectorized` estimator takes many resamples, `(..., units)` to `(...)`.
 
     Raises:
         ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
@@ -154,9 +169,9 @@ def cluster_bootstrap(estimator: Scalar, units: int, level: float) -> tuple[floa
     numbers = np.arange(units)
     found = stats.bootstrap(
         (numbers,),
-        lambda drawn: float(estimator(drawn.astype(int))),
+        lambda drawn, axis=-1: np.asarray(estimator(drawn.astype(int)), float),
         n_resamples=RESAMPLES,
-        vectorized=False,
+        vectorized=vectorized,
         confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(0),

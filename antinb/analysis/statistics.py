@@ -38,7 +38,7 @@ def luma(images: np.ndarray) -> np.ndarray:
     weights = {1: [1.0], 3: [0.299, 0.587, 0.114]}.get(images.shape[-3])
     if weights is None:
         raise ValueError(f"the luma is defined for 1 or 3 channels; got {images.shape[-3]}")
-    return np.tensordot(np.moveaxis(images, -3, -1).astype(np.float64), weights, 1)
+    return np.einsum("...cyx,c->...yx", images, np.array(weights))
 
 
 def pixel_mean(images: np.ndarray) -> np.ndarray:
@@ -207,44 +207,36 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     """Return the statistics of every image, `(statistic, unit, member)` in float64.
 
     The images are scaled from their range to [0, 1] and clipped; the run's attrs go along. NaN is
-    kept: an undefined value is for the reader to count. A lazy run is read chunk by chunk.
+    kept, so that undefined values can be counted. The run is read once, by blocks of units, and each
+    statistic gets a copy of the block, which it may change.
 
     Raises:
-        ValueError: if no statistic is given, two have one name or one does not return a value an image.
+        ValueError: if it is no run, no statistic is given, two have one name or one does not return a value an image.
 
     Examples:
         >>> run = dataset.build({"image": np.zeros((3, 2, 1, 4, 4), np.float32)}, {})
         >>> measure(run, brightness, contrast).mean(("unit", "member")).values
         array([0.5, 0. ])
     """
+    images = dataset.images(data)
     if not statistics:
         raise ValueError("measure needs at least one statistic, such as antinb.statistics.brightness")
     names = [statistic.__name__ for statistic in statistics]
     if len(set(names)) < len(names):
         raise ValueError(f"statistics need names of their own; got {names}")
-    low, high = dataset.limits(data)
-
-    def kernel(images: np.ndarray) -> np.ndarray:
-        scaled = dataset.scaled(images, low, high)
-        columns = [np.asarray(statistic(scaled), np.float64) for statistic in statistics]
-        for statistic, column in zip(statistics, columns, strict=True):
-            if column.shape != images.shape[:-3]:
+    template = images.isel(channel=0, y=0, x=0, drop=True)
+    values = np.empty((len(statistics), *template.shape))
+    for units, block in dataset.blocks(images):
+        scaled = dataset.scaled(block, *dataset.limits(data))
+        for place, statistic in enumerate(statistics):
+            column = np.asarray(statistic(scaled.copy()), np.float64)
+            if column.shape != block.shape[:2]:
                 raise ValueError(
-                    f"{statistic.__name__} must return one value an image, {images.shape[:-3]}; got {column.shape}"
+                    f"{statistic.__name__} must return one value an image, {block.shape[:2]}; got {column.shape}"
                 )
-        return np.stack(columns, -1)
-
-    values = xr.apply_ufunc(
-        kernel,
-        data["image"],
-        input_core_dims=[dataset.DIMS[2:]],
-        output_core_dims=[["statistic"]],
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"statistic": len(statistics)}},
-    )
-    values = values.assign_coords(statistic=names).transpose("statistic", "unit", "member").compute()
-    return values.assign_attrs(data.attrs)
+            values[place, units] = column
+    labels = {"statistic": names, **template.coords}
+    return xr.DataArray(values, labels, ("statistic", *template.dims), "image", {**images.attrs, **data.attrs})
 
 
 def unit_means(values: xr.DataArray, name: str) -> np.ndarray:

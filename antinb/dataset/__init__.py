@@ -1,8 +1,11 @@
 """What a run is, and how it is stored."""
 
+from antinb.dataset.memory import Memory
 from antinb.dataset.run import (
+    BLOCK,
     DIMS,
     RANGE,
+    blocks,
     build,
     check,
     check_same_generator,
@@ -11,10 +14,12 @@ from antinb.dataset.run import (
     defined,
     design,
     evaluations,
+    images,
     limits,
     scaled,
     versions,
 )
-from antinb.dataset.store import Memory, Store, open  # noqa: A004
+from antinb.dataset.store import Store
+from antinb.dataset.stored import damage, open  # noqa: A004
 
 __all__ = ["build", "config", "open"]  # the other names are for the rooms around it

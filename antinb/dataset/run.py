@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from typing import TypedDict, Unpack
 
 import dask.array
 import numpy as np
 import xarray as xr
-import zarr
 
 __all__ = ["build", "config"]
 
@@ -20,20 +19,25 @@ DIMS = ("unit", "member", "channel", "y", "x")
 STEPPED = ("unit", "member", "step", "channel", "y", "x")
 VARIABLES = ("image", "state", "predicted_noise")
 RANGE = (-1.0, 1.0)
-NOT_THE_GENERATOR = {"seed", "design", "batch", "threads", "versions", "config_hash", "condition", "control"}
+BLOCK = 2**20  # values in memory at once, where a unit is smaller
+OF_THE_STORE = ("config_hash", "layout_hash", "coordinates")
+COORDINATES = ("signs", "sign", "member"), ("condition", "condition", "unit"), ("timesteps", "timestep", "step")
+ENVIRONMENT = ("threads", "versions", "history")  # images depend on them up to rounding, and so no hash does
+NOT_THE_GENERATOR = {"seed", "design", "batch", "config_hash", "condition", "control", *ENVIRONMENT}
 
 
 class Labels(TypedDict, total=False):
     """The coordinates of a run: `sign(member)`, `condition(unit)` and `timestep(step)`; None leaves one out."""
 
-    signs: tuple[int, ...] | None
+    signs: tuple[int, ...] | np.ndarray | None
     condition: np.ndarray | None
-    timesteps: list[int] | None
+    timesteps: list[int] | np.ndarray | None
 
 
 def config_hash(config: Mapping[str, object]) -> str:
-    """Return the sha256 of a configuration written as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    """Return the sha256 of what the images depend on in a configuration, written as JSON with sorted keys."""
+    fixed = {key: value for key, value in config.items() if key not in ENVIRONMENT}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def build(
@@ -57,16 +61,20 @@ def build(
     arrays = {name: (DIMS if values.ndim == len(DIMS) else STEPPED, values) for name, values in variables.items()}
     data = xr.Dataset(arrays, coords={"unit": np.arange(variables["image"].shape[0])})
     data["image"].attrs["range"] = json.dumps(RANGE)
-    coordinates = ("signs", "sign", "member"), ("condition", "condition", "unit"), ("timesteps", "timestep", "step")
-    for label, name, dim in coordinates:
+    for label, name, dim in COORDINATES:
         if labels.get(label) is not None:
             data = data.assign_coords({name: (dim, np.asarray(labels.get(label)))})
     return data.assign_attrs({key: json.dumps(value) for key, value in config.items()}, config_hash=config_hash(config))
 
 
-def config(data: xr.Dataset | zarr.Group) -> dict[str, object]:
-    """Return the configuration that `build` stored in the attrs of a run, or of the group that it is stored in."""
-    return {str(key): json.loads(str(value)) for key, value in data.attrs.items() if key != "config_hash"}
+def config(data: xr.Dataset) -> dict[str, object]:
+    """Return the configuration that `build` stored in the attrs of a run."""
+    return parsed(data.attrs)
+
+
+def parsed(attrs: Mapping[Hashable, object]) -> dict[str, object]:
+    """Return the configuration that attrs hold."""
+    return {str(key): json.loads(str(value)) for key, value in attrs.items() if key not in OF_THE_STORE}
 
 
 def check(data: xr.Dataset) -> xr.Dataset:
@@ -80,11 +88,21 @@ def check(data: xr.Dataset) -> xr.Dataset:
         raise ValueError(f"a run holds a variable 'image' by {DIMS}; got {found}")
     if data["image"].dtype != np.float32:
         raise ValueError(f"images are float32; got {data['image'].dtype}")
-    if "config_hash" not in data.attrs or data.attrs["config_hash"] != config_hash(config(data)):
-        raise ValueError(f"config_hash does not fit the attrs; got {data.attrs.get('config_hash')!r}")
-    if "done" in data and not bool(data["done"].all()):
-        raise ValueError(f"the run is not complete: {int(data['done'].sum())} of {data.sizes['unit']} units are done")
+    check_hash(data.attrs)
+    if data["image"].attrs.get("range") != json.dumps(RANGE):
+        raise ValueError(f"images have the range {json.dumps(RANGE)}; got {data['image'].attrs.get('range')!r}")
     return data
+
+
+def check_hash(attrs: Mapping[Hashable, object]) -> None:
+    """Refuse attrs that are no configuration or not the one that was hashed; antinb 0.1 hashed the versions too."""
+    try:
+        known = parsed(attrs)
+    except ValueError:
+        raise ValueError(f"the attrs of a run are JSON; got {dict(attrs)}") from None
+    older = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    if attrs.get("config_hash") not in (config_hash(known), older):
+        raise ValueError(f"config_hash does not fit the attrs; got {attrs.get('config_hash')!r}")
 
 
 def limits(data: xr.Dataset) -> tuple[float, float]:
@@ -157,3 +175,49 @@ def _attr(values: xr.DataArray, name: str) -> str:
     if name not in values.attrs:
         raise ValueError(f"values come from statistics.measure, which keeps what the run was; these have no {name!r}")
     return values.attrs[name]
+
+
+def images(data: xr.Dataset) -> xr.DataArray:
+    """Return the images of a run by `DIMS`, in whatever order its dimensions are.
+
+    Raises:
+        ValueError: if it is no run, its images are not floating-point numbers, or a unit stands twice.
+    """
+    rule = f"a run is a Dataset with a variable 'image' by {DIMS}"
+    if not isinstance(data, xr.Dataset):
+        raise ValueError(f"{rule}; got a {type(data).__name__}")
+    if "image" not in data.data_vars or set(data["image"].dims) != set(DIMS):
+        raise ValueError(f"{rule}; got { ({name: part.dims for name, part in data.data_vars.items()}) }")
+    if data["image"].dtype.kind != "f":
+        raise ValueError(f"images are floating-point numbers; got {data['image'].dtype}")
+    labels = data.get_index("unit")
+    if not labels.is_unique:
+        rule = "a run holds each unit once, since units are independent"
+        raise ValueError(f"unit {labels[labels.duplicated()][0]} stands twice; {rule}")
+    return data["image"].transpose(*DIMS)
+
+
+def blocks(values: xr.DataArray, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the numbers and values of consecutive units, as many as hold `size` values, at least one.
+
+    Lazy values are read by whole chunks, each once: one larger than a block is kept until its blocks are yielded.
+    Values of half precision are returned in single precision.
+
+    Args:
+        values: with `unit` as the first dimension.
+        size: number of values of a block.
+
+    Examples:
+        >>> values = xr.DataArray(np.arange(10.0).reshape(5, 2), dims=["unit", "x"])
+        >>> [(units.start, units.stop, float(part.sum())) for units, part in blocks(values, 4)]
+        [(0, 2, 6.0), (2, 4, 22.0), (4, 5, 17.0)]
+    """
+    count = max(1, size * len(values) // max(1, values.size))
+    chunk = max(1, *values.chunksizes.get("unit", (1,)))
+    span = max(chunk, count - count % chunk)
+    for first in range(0, len(values), span):
+        read = values[first : first + span].values
+        read = read.astype(np.result_type(read, np.float32), copy=False)
+        for start in range(0, len(read), count):
+            part = read[start : start + count]
+            yield slice(first + start, first + start + len(part)), part

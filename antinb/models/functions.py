@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -88,4 +90,12 @@ class Function:
 def _name(function: Callable) -> str:
     if isinstance(function, functools.partial):
         return f"{_name(function.func)} with {function.args!r}, {function.keywords!r}"
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{_module(function)}.{name.replace('<locals>.', '').replace('<lambda>', 'lambda')}"
+
+
+def _module(function: Callable) -> str:
+    """Return the module of a function: a script is its file, be it run, imported or started by multiprocessing."""
+    module = function.__module__
+    file = getattr(sys.modules.get(module), "__file__", None) if module in ("__main__", "__mp_main__") else None
+    return Path(file).stem if file else str(module).replace("__mp_main__", "__main__")

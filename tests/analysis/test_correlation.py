@@ -197,6 +197,12 @@ def test_pixel_map_is_pearson_over_pairs_and_skips_what_cannot_be_seen():
     assert float(found[0, 2, 3]) == pytest.approx(np.corrcoef(values[:, 0, 0, 2, 3], values[:, 1, 0, 2, 3])[0, 1])
 
 
+def test_pixel_map_of_values_far_from_zero_keeps_its_digits():
+    run = correlated_pairs(50, -0.8, seed=3).astype(float, keep_attrs=True)
+    far = run.assign(image=run["image"] + 1e7)
+    np.testing.assert_allclose(correlation.pixel_map(far), correlation.pixel_map(run), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -107,6 +107,21 @@ def test_kid_is_its_sum_over_distinct_units():
     assert found["low"] <= found["estimate"] <= found["high"]
 
 
+def test_kid_in_blocks_of_kernels_is_the_same(monkeypatch):
+    runs = as_run(textures(9, 2)), as_run(textures(9, 3)[::-1] ** 2)
+    whole = diversity.kid(*runs, corner)
+    monkeypatch.setattr(diversity, "KERNELS", 9 * 9 * 4)
+    np.testing.assert_allclose(*(part.select_dtypes("number") for part in (diversity.kid(*runs, corner), whole)))
+
+
+def test_features_that_change_their_images_leave_the_scores():
+    run = as_run(textures(3, 2))
+    found = diversity.scores(run, lambda images: np.multiply(images, 0, out=images)[..., 0, 0, :])
+    assert not found.sel(score="feature distance").any()
+    expected = diversity.scores(run, corner).sel(score="ssim")
+    np.testing.assert_array_equal(found.sel(score="ssim"), expected)
+
+
 def points(rng, members, *, copies=False, shift=0.0):
     """Return 12 units of images whose corner is normal, the members of a unit equal if they are `copies`."""
     drawn = rng.normal(0.5 + shift, 0.1, (12, 1 if copies else members, 1, 2, 2))

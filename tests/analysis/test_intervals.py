@@ -52,6 +52,13 @@ def test_values_within_a_cluster_are_no_replicates():
     np.testing.assert_allclose(once, values.mean() + np.array([0, -half, half]), atol=0.1 * half)
 
 
+def test_resamples_taken_together_give_the_same_interval():
+    values = np.random.default_rng(0).exponential(size=30)
+    singly = cluster_bootstrap(lambda units: values[units].mean(), 30, 0.95)
+    together = cluster_bootstrap(lambda units: values[units].mean(-1), 30, 0.95, vectorized=True)
+    np.testing.assert_allclose(together, singly, rtol=1e-12)
+
+
 @pytest.mark.parametrize("alternative", ["greater", "less"])
 def test_p_value_is_one_over_the_gamblers_mean_capital(alternative):
     values, mean = np.random.default_rng(1).beta(5, 1, 12), 0.7

@@ -15,7 +15,7 @@ def run(images):
 
 
 def test_maps_are_t_intervals_at_each_pixel(pairs):
-    maps = estimation.pixelwise(pairs, level=0.9, block=7)
+    maps = estimation.pixelwise(pairs, level=0.9)
     means = np.clip((pairs["image"].values.astype(float) + 1) / 2, 0, 1).mean(1).reshape(200, -1)
     low, high = DescrStatsW(means).tconfint_mean(0.1)
     np.testing.assert_allclose(maps["mean"].values.ravel(), means.mean(0), rtol=1e-12)
@@ -27,7 +27,7 @@ def test_a_stored_run_gives_the_same_maps(tmp_path, mixture_generator):
     options = {"seed": 0, "batch": 8, "progress": False}
     kept = antinb.sample(mixture_generator, noise.antithetic(20), **options)
     stored = antinb.sample(mixture_generator, noise.antithetic(20), store=tmp_path / "run.zarr", **options)
-    assert estimation.pixelwise(stored, block=3).equals(estimation.pixelwise(kept, block=3))
+    assert estimation.pixelwise(stored).equals(estimation.pixelwise(kept))
 
 
 def test_pixels_that_do_not_vary_are_masked_and_counted():
@@ -62,7 +62,6 @@ def test_one_pixel_needs_no_wider_band():
     [
         ({"level": 1}, "level must be a number from"),
         ({"min_sd": -1}, "min_sd must be a number from 0 to 1; got -1"),
-        ({"block": 0}, "block must be an integer of at least 1; got 0"),
     ],
 )
 def test_bad_arguments_are_one_line(options, reason, pairs):

@@ -10,6 +10,8 @@ from scipy import ndimage
 
 from antinb import dataset, statistics
 
+RANDOM = np.random.default_rng(0)
+
 
 def run_of(images):
     return dataset.build({"image": images}, {})
@@ -65,6 +67,20 @@ def test_a_callable_must_return_one_value_an_image():
         statistics.measure(run)
 
 
+def test_a_statistic_that_changes_its_images_does_not_change_the_next():
+    def darken(images):
+        images *= 0
+        return images.sum((-3, -2, -1))
+
+    images = RANDOM.uniform(-1, 1, (6, 2, 3, 4, 4))
+    run = run_of(images.copy())
+    values = statistics.measure(run, darken, statistics.brightness)
+    assert not values.sel(statistic="darken").any()
+    expected = np.tensordot(images / 2 + 0.5, [0.299, 0.587, 0.114], (2, 0)).mean((-2, -1))
+    np.testing.assert_allclose(values.sel(statistic="brightness"), expected, rtol=1e-12)
+    np.testing.assert_array_equal(run["image"], images)
+
+
 def mean_row(images):
     return images.mean(-2)
 
@@ -105,7 +121,6 @@ def test_runs_of_another_form_are_not_pooled():
         statistics.pooled([])
 
 
-RANDOM = np.random.default_rng(0)
 TRUTH = RANDOM.uniform(-1, 1, (1, 16, 16))
 
 

@@ -1,0 +1,15 @@
+"""Print the lowest versions that `pyproject.toml` allows, as requirements: `python tests/lowest.py`.
+
+torch is left out: its oldest release may have no build for the CPU where the tests run.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+
+for requirement in PROJECT["dependencies"]:
+    name, lowest = re.fullmatch(r"([\w-]+(?:\[\w+\])?)>=([\d.]+).*", requirement).groups()
+    if name != "torch":
+        print(f"{name}=={lowest}")
