@@ -190,6 +190,14 @@ def test_a_network_whose_weights_changed_in_place_is_refused(tmp_path):
         antinb.sample(generator, noise.antithetic(4), **settings)
 
 
+def test_going_on_under_autocast_is_refused(tmp_path):
+    generator = diffusion.from_network(tiny_unet(), LINEAR).with_(steps=4)
+    settings = {"seed": 0, "batch": 4, "store": tmp_path / "run.zarr", "progress": False}
+    antinb.sample(generator, noise.antithetic(2), **settings)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="differs by up to .* autocast"):
+        antinb.sample(generator, noise.antithetic(4), **settings)
+
+
 CHANGING = {
     "numpy": lambda z: identity(z) + torch.from_numpy(np.random.default_rng().standard_normal(z.shape)).float(),
     "batch": lambda z: identity(z) - identity(z)[-1:],

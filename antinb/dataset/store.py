@@ -79,7 +79,7 @@ class Store(Memory):
                 raise ValueError(f"{str(self.path)!r} is taken, {held}: wait, or take another store") from None
             try:
                 lock_file(self.path).write_text(f"process {os.getpid()} on {socket.gethostname()}")
-                for stray in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.new"):
+                for stray in self.path.parent.glob(f".{glob.escape(self.path.name)}.antinb-*"):
                     shutil.rmtree(stray)
                 if self.path.exists():
                     self._resume(Stored(self.path))
@@ -160,7 +160,7 @@ class Store(Memory):
         size = sum(part[0].size for part in values.values()) * self.shard
         chunk = self.shard * max(1, min(CHUNK // size, MOST // self.shard))
         with self._written():
-            made = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".new", dir=self.path.parent))
+            made = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.antinb-", dir=self.path.parent))
             try:
                 self._group = zarr.open_group(made, mode="w", zarr_format=3)
                 for name, part in values.items():

@@ -111,8 +111,8 @@ def load(
     known = registry()
     if str(source) in known:
         folder = shipped.folder(str(source))
-    elif Path(source).is_dir():
-        folder = Path(source)
+    elif Path(source).expanduser().is_dir():
+        folder = Path(source).expanduser()
     elif HUB_ID.fullmatch(str(source)):
         folder = _download(str(source))
     else:

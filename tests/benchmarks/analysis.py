@@ -18,9 +18,7 @@ from pathlib import Path
 
 import click
 import dask
-import dask.array
 import numpy as np
-import xarray as xr
 from timing import Task, ratio, report, seconds
 
 from antinb import correlation, dataset, diversity, statistics
@@ -34,16 +32,13 @@ def store(folder: Path, pairs: int) -> Path:
     """Store pairs of images with a common structure and opposed parts, a chunk for each 32 units."""
     path = folder / f"{pairs}.zarr"
     if not path.exists():
-
-        def images(block_id: tuple[int, ...]) -> np.ndarray:
-            rng, count = np.random.default_rng(block_id[0]), min(CHUNK, pairs - CHUNK * block_id[0])
-            shared, own = rng.normal(size=(count, 1, *SHAPE)), rng.normal(size=(count, 2, *SHAPE))
-            common = np.linspace(-1, 1, int(np.prod(SHAPE))).reshape(SHAPE)
-            return ((common + np.array([1, -1])[:, None, None, None] * shared + own) / 3).astype(np.float32)
-
-        chunks = (*dask.array.core.normalize_chunks((CHUNK,), (pairs,)), (2,), *((size,) for size in SHAPE))
-        lazy = dask.array.map_blocks(images, chunks=chunks, dtype=np.float32)
-        dataset.build({"image": lazy}, {"evaluations": 1}).to_zarr(path, consolidated=False, zarr_format=3)
+        common = np.linspace(-1, 1, int(np.prod(SHAPE))).reshape(SHAPE)
+        with dataset.Store(path, {"evaluations": 1}, pairs, CHUNK) as run:
+            for units in run.missing():
+                rng = np.random.default_rng(units.start)
+                shared, own = rng.normal(size=(len(units), 1, *SHAPE)), rng.normal(size=(len(units), 2, *SHAPE))
+                images = (common + np.array([1, -1])[:, None, None, None] * shared + own) / 3
+                run.write(units, {"image": images.astype(np.float32)})
     return path
 
 
@@ -54,7 +49,7 @@ def features(images: np.ndarray) -> np.ndarray:
 
 def tasks(path: Path) -> dict[str, Task]:
     """Return what is measured of a stored run, by name."""
-    run = xr.open_zarr(path, consolidated=False)
+    run = dataset.open(path)
 
     def read() -> list[float]:
         return [float(part.sum(dtype=float)) for _, part in dataset.blocks(run["image"])]

@@ -14,25 +14,22 @@ from antinb import dataset, noise
 
 @pytest.mark.slow
 def test_of_fifty_pairs_of_processes_one_writes_and_the_other_is_refused(tmp_path, processes):
-    """They start one new store at once, with two seeds; the store holds the run of the one that was let in."""
+    """They start one new store at once, with one seed or two; it holds the run of the one that was let in."""
     torch.set_num_threads(1)
     draws = {seed: np.tanh(noise.antithetic(16).draw((1, 8, 8), seed=seed)) for seed in (0, 1)}
-    refused = 0
     for number in range(50):
         store = tmp_path / f"{number}.zarr"
-        pair = [processes.Process(target=child, args=(store, 16, seed)) for seed in (0, 1)]
+        seeds = (0, number % 2)
+        pair = [processes.Process(target=child, args=(store, 16, seed)) for seed in seeds]
         for process in pair:
             process.start()
         for process in pair:
             process.join()
         codes = [process.exitcode for process in pair]
         assert sorted(codes) == [0, 3]
-        refused += 1
-        stored = dataset.open(store)
-        seed = codes.index(0)
+        stored, seed = dataset.open(store), seeds[codes.index(0)]
         assert dataset.config(stored)["seed"] == seed
         np.testing.assert_allclose(stored["image"], draws[seed], atol=1e-6)
-    assert refused == 50
 
 
 @pytest.mark.slow
@@ -81,7 +78,7 @@ def test_the_holder_is_named_and_a_dead_one_holds_nothing(tmp_path, processes):
 
 
 def test_a_folder_of_the_users_own_is_kept(tmp_path):
-    for name in ("run.zarr.partial", ".run.zarr.mine", "run.zarr.lock"):
+    for name in ("run.zarr.partial", ".run.zarr.new", "run.zarr.lock"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes").write_text("mine")
     run(tmp_path / "run.zarr", 8)

@@ -1,5 +1,8 @@
 """Any callable: a generator network in one line, and somebody's sampler that draws its own noise."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +59,18 @@ def test_a_network_that_makes_images_of_noise():
         expected = torch.stack([gan(z[:, member], torch.tensor(labels)) for member in range(2)], 1)
     np.testing.assert_allclose(run["image"], expected, atol=1e-6)
     assert generator.describe()["evaluations"] == 1
+
+
+@pytest.mark.parametrize("module", ["__main__", "__mp_main__", "script"])
+def test_a_function_of_a_script_has_one_name_in_every_process(monkeypatch, module):
+    """A script is `__main__` where it is run, `__mp_main__` in its spawned processes, `script` where it is imported."""
+
+    def sampler(z):
+        return z
+
+    sampler.__module__, sampler.__qualname__ = module, "sampler"
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(__file__="somewhere/script.py"))
+    assert antinb.load(sampler, shape=(1, 2, 2)).describe()["model"] == "script.sampler"
 
 
 def test_an_ancestral_sampler_is_mirrored_inside_and_outside():

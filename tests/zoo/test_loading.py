@@ -44,6 +44,11 @@ def vae_folder(tmp_path):
     return folder
 
 
+def test_a_folder_in_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert antinb.load("~/tiny", steps=1).describe() == antinb.load(folder, steps=1).describe()
+
+
 @pytest.mark.parametrize("name", list(zoo.registry()))
 def test_shipped_models_give_finite_images(name):
     generator = antinb.load(name)
