@@ -142,6 +142,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @RULES
 @given(
     call=st.sampled_from(sorted(CALLS)),

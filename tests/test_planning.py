@@ -33,6 +33,7 @@ def twin(c):
 PILOT = noise.sobol(500, 32, antithetic=True)
 
 
+@pytest.mark.slow
 def test_every_part_of_the_pilot_is_the_design_that_it_stands_for():
     """Efficiencies read off one pilot agree with closed forms, or with runs of the designs themselves."""
     table = planning.candidates(run(PILOT, rough, 0)).set_index("design")
@@ -140,6 +141,7 @@ def test_a_run_that_would_cost_too_much_keeps_its_first_stage(mixture_generator,
     assert dataset.open(store).sizes["unit"] == 20
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_to_the_last_evaluation(mixture_generator):
     options = {"half_width": 0.002, "seed": 3}
     needed = planning.run_until(mixture_generator, noise.antithetic(20), BRIGHT, **options)["evaluations"].item()
@@ -150,6 +152,7 @@ def test_a_budget_is_kept_to_the_last_evaluation(mixture_generator):
         planning.run_until(mixture_generator, noise.antithetic(20), BRIGHT, most=needed - 1, **options)
 
 
+@pytest.mark.slow
 def test_two_stages_cover_whatever_the_spread_and_the_skewness():
     """The wanted width is met where a fixed N = 20 misses it; s_N mends what Stein's s_n lacks on skewed units."""
     rng = np.random.default_rng(0)

@@ -240,6 +240,7 @@ def test_a_generator_without_a_score_is_refused():
         Probe(antinb.load(torch.tanh, shape=SHAPE), seed=0)
 
 
+@pytest.mark.slow
 def test_about_which_centre_must_be_said(mixture_generator):
     data = Probe(mixture_generator, seed=0, points=5, along="trajectory").at_midpoint(directions=8, progress=False)
     with pytest.raises(ValueError, match="shares have the dimensions .*'centre'"):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import antinb
 
+pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parents[1] / "data" / "recipes"
 
 

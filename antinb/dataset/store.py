@@ -145,7 +145,7 @@ class Store(Memory):
         if units:
             cut, conditions = slice(units.start, units.stop), self.labels.get("condition")
             there = None if conditions is None else conditions[cut]
-            columns = [marks(waiting[name], units.start, there) for name in VARIABLES if name in waiting]
+            columns = [marks(waiting[name], there) for name in VARIABLES if name in waiting]
             with self._written():
                 for name, values in waiting.items():
                     self._array(name)[cut] = values

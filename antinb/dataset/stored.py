@@ -69,9 +69,9 @@ def damage(store: str | os.PathLike) -> list[str]:
         missing = int((~run.marked.all(1)).sum())
         return lines + [f"{missing} of {run.units} units are not done"] * (missing > 0)
     data, lines = open(path), []
-    for units in range(data.sizes["unit"]):
+    for unit in range(data.sizes["unit"]):
         try:
-            data.isel(unit=[units]).load()
+            data.isel(unit=[unit]).load()
         except ValueError as error:
             lines.append(str(error).removesuffix(f"; {MEND}"))
     return lines
@@ -157,12 +157,11 @@ def _alive(process: int) -> bool:
     return True
 
 
-def marks(values: np.ndarray, first: int, conditions: np.ndarray | None) -> np.ndarray:
-    """Return what `done` says of units `(n, ...)` from number `first` on: checksums of values, number and condition."""
+def marks(values: np.ndarray, conditions: np.ndarray | None) -> np.ndarray:
+    """Return what `done` says of units `(n, ...)`: a checksum of the values and the condition of each."""
     labels = itertools.repeat(None) if conditions is None else conditions.tolist()
-    numbered = zip(np.ascontiguousarray(values), labels, strict=False)
-    found = [zlib.crc32(unit, zlib.crc32(f"{first + i} {label}".encode())) for i, (unit, label) in enumerate(numbered)]
-    return np.maximum(np.array(found, np.uint32), 1)
+    pairs = zip(np.ascontiguousarray(values), labels, strict=False)
+    return np.array([max(1, zlib.crc32(unit, zlib.crc32(str(label).encode()))) for unit, label in pairs], np.uint32)
 
 
 class Reader:
@@ -196,7 +195,7 @@ class Reader:
         except Exception as error:
             return np.empty(0), (name, units, f"are rotten: {str(error).splitlines()[0][:200]}")
         if self.marks is not None:
-            found = marks(values, units.start, None if self.conditions is None else self.conditions[cut])
+            found = marks(values, None if self.conditions is None else self.conditions[cut])
             bad = np.flatnonzero((found != self.marks[cut]) & (self.marks[cut] > 0))
             if bad.size:
                 return values, (name, units, f"are rotten: the checksum of unit {units[bad[0]]} does not fit")

@@ -39,6 +39,7 @@ def test_noise_prediction_is_the_gradient_of_the_density(abar, dtype):
     torch.testing.assert_close(predicted.double(), -((1 - abar) ** 0.5) * gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_have_the_mean_and_covariance_of_the_mixture():
     mixture = random_mixture(dimension=6, rank=2, dtype=torch.float64)
     x = mixture.sample(200_000, torch.Generator().manual_seed(0))

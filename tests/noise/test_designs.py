@@ -17,6 +17,7 @@ DESIGNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DESIGNS)
 def test_every_member_is_standard_normal(name):
     design = DESIGNS[name](10_000)

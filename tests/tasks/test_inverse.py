@@ -72,6 +72,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOLVERS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_solvers_on_one_gaussian_are_the_affine_recursion(kind, eta):

@@ -76,6 +76,7 @@ def test_projections_along_the_axes_are_sums():
     assert (found[..., 1, :] - across).abs().amax((1, 2, 3)).min() < 1e-10
 
 
+@pytest.mark.slow
 def test_projections_of_a_gaussian_are_gaussians_at_the_turned_centre():
     size, spread, centre = 64, 5.0, np.array([9.0, -6.0])
     grid = np.arange(size) - (size - 1) / 2

@@ -152,6 +152,7 @@ def test_a_folder_with_an_autoencoder_is_latent_diffusion(tmp_path):
         antinb.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_it_works_from_another_folder(tmp_path):
     code = "import antinb; print(antinb.load('fashion-mixture', steps=2).shape)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
