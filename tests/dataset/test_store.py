@@ -172,9 +172,11 @@ def test_a_path_has_many_names(tmp_path, monkeypatch):
     before = contents(tmp_path / "run.zarr")
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
     for name in (tmp_path / "run.zarr", "~/run.zarr", tmp_path / "link"):
         run(name, 8)
         assert antinb.open(name).sizes["unit"] == 8
+    assert not (tmp_path / "~").exists()
     assert contents(tmp_path / "run.zarr") == before
 
 

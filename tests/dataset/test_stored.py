@@ -14,6 +14,7 @@ from runs import chunk_files, contents, run
 
 import antinb
 from antinb import dataset, noise
+from antinb.dataset import store as stores
 from antinb.models import diffusion
 
 ONE_LINE = r"\A[^\n]{1,400}\Z"
@@ -97,6 +98,18 @@ def test_a_flipped_bit_is_mended(store, name):
     with pytest.warns(UserWarning, match=f"{name} of units .* are rotten"):
         run(store, 16)
     assert contents(store) == before
+
+
+def test_a_rotten_chunk_of_several_shards_is_made_again_shard_by_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "CHUNK", 2**12)
+    monkeypatch.setattr(stores, "PATIENCE", 0)
+    run(tmp_path / "run.zarr", 40)
+    before = contents(tmp_path / "run.zarr")
+    for file in chunk_files(tmp_path / "run.zarr" / "image"):
+        flip(file)
+    with pytest.warns(UserWarning, match="40 units are made again"):
+        run(tmp_path / "run.zarr", 40)
+    assert contents(tmp_path / "run.zarr") == before
 
 
 def test_a_rotten_chunk_is_named_when_it_is_read(store):
