@@ -1,6 +1,7 @@
 """What a run is, and how it is stored."""
 
 from antinb.dataset.memory import Memory
+from antinb.dataset.reader import damage, open  # noqa: A004
 from antinb.dataset.run import (
     BLOCK,
     DIMS,
@@ -20,6 +21,5 @@ from antinb.dataset.run import (
     versions,
 )
 from antinb.dataset.store import Store
-from antinb.dataset.stored import damage, open  # noqa: A004
 
 __all__ = ["build", "config", "open"]  # the other names are for the rooms around it

@@ -24,6 +24,7 @@ from zarr.codecs import Crc32cCodec
 
 from antinb.dataset import files
 from antinb.dataset.memory import Memory
+from antinb.dataset.reader import Damage, Stored, copied, is_original, lock_file, marks, open, told, writer  # noqa: A004
 from antinb.dataset.run import (
     COORDINATES,
     DIMS,
@@ -34,7 +35,6 @@ from antinb.dataset.run import (
     Labels,
     config_hash,
 )
-from antinb.dataset.stored import Damage, Stored, copied, is_original, lock_file, marks, open, told, writer  # noqa: A004
 
 __all__: list[str] = []
 
