@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
@@ -25,46 +24,66 @@ def main() -> None:
 @click.option("--out", default="out", type=click.Path(path_type=Path), help="Folder of the results.  [out]")
 @click.option("--in-place", is_flag=True, help="Write the executed cells back into the notebook, cleaned.")
 def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, in_place: bool) -> None:
-    """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json.
+    """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json and OUT/claims.tex.
 
-    Exits with 1 if a claim is refuted, or at profile "full" if one is undecided.
+    A notebook's results take the place of older ones when they are whole. Nothing that antinb did not make is
+    replaced. Exits with 1 if a claim is refuted, or at profile "full" if one is undecided; with 2 if a notebook
+    fails, whose results up to the failing cell are kept in OUT/<notebook>.failed/; with 130 if interrupted.
     """
-    from antinb.reporting import report
+    from antinb.reporting import results
 
     if in_place and given:
         raise click.UsageError(f"--in-place commits the default parameters; got -p {given[0][0]}")
-    if len({path.stem for path in paths}) < len(paths):
-        raise click.UsageError(f"results are filed by name: got {[str(path) for path in paths]}")
-    for path in paths:
-        if (out / path.stem).resolve() in path.resolve().parents:
-            raise click.UsageError(f"{str(path)!r} lies in {str(out / path.stem)!r}, which a run clears: choose --out")
+    if "out_dir" in dict(given):
+        raise click.UsageError("the folder of the results is --out; got -p out_dir")
+    claims: list[dict] = []
+    strict = False
     try:
         plans = [(path, notebooks.parameters(path, dict(given))) for path in paths]
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    folders, strict = [], False
-    for path, values in plans:
-        folder = out / path.stem
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        click.echo(f"{path} -> {folder}")
-        try:
-            executed = notebooks.execute(path, folder / path.name, {**values, "out_dir": str(out)})
-        except notebooks.CellError as error:
-            raise click.ClickException(str(error)) from None
-        if in_place:
-            notebooks.write_back(executed, path)
-        folders.append(folder)
-        strict |= values.get("profile", "full") == "full"
-    claims = report.merge(folders, out)
+        with results.Results(out, paths) as place:
+            for path, values in plans:
+                click.echo(f"{path} -> {out / path.stem}")
+                source = path.read_bytes()
+                try:
+                    with place.build(path.stem) as folder:
+                        executed = notebooks.execute(path, folder, {**values, "out_dir": str(place.out)})
+                finally:
+                    merged = results.merge(place.out)
+                claims += [claim for claim in merged if claim["notebook"] == path.stem]
+                strict |= values.get("profile", "full") == "full"
+                if in_place:
+                    if path.read_bytes() != source:
+                        kept = out / path.stem / path.name
+                        raise ValueError(f"{path} was changed while it ran and is left as it is; see {kept}")
+                    notebooks.write_back(place.out / path.stem / executed.name, path)
+    except (ValueError, OSError, notebooks.CellError) as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        click.echo("Interrupted; notebooks that had ended keep their results, run the same line again.", err=True)
+        raise SystemExit(130) from None
     for claim in claims:
         known = None not in (claim["estimate"], claim["low"], claim["high"])
-        numbers = "{estimate:.4f} [{low:.4f}, {high:.4f}]".format(**claim) if known else "no estimate"
+        numbers = "{} [{}, {}]".format(*results.told(*(claim[key] for key in results.ENDS))) if known else "no estimate"
         click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}")
     bad = {"refuted", "undecided"} if strict else {"refuted"}
     if any(claim["state"] in bad for claim in claims):
         raise SystemExit(1)
+
+
+@main.command()
+@click.argument("out", default="out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def merge(out: Path) -> None:
+    """Write the union of all results in OUT, its manifest.json and claims.tex, anew."""
+    from antinb.reporting import results
+
+    try:
+        with results.Results(out, ()) as place:
+            claims = results.merge(place.out)
+    except (ValueError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None
+    click.echo(f"{len(claims)} claims")
 
 
 @main.command()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from antinb import dataset, noise, zoo
 from antinb.cli import main
-from antinb.reporting import notebooks
+from antinb.reporting import notebooks, results
 
 COMMITTED = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -33,11 +33,11 @@ def run(*arguments):
 
 def test_a_run_leaves_its_results_in_one_folder(workplace):
     write(BODY)
-    (workplace / "out" / "tiny").mkdir(parents=True)
+    assert run("run", "tiny.ipynb", "-p", "profile", "smoke").exit_code == 0
     (workplace / "out" / "tiny" / "stale.png").touch()
     done = run("run", "tiny.ipynb", "-p", "profile", "smoke", "-p", "pairs", "12", "-p", "scale", "2")
     assert done.exit_code == 0, done.output
-    assert re.search(r"holds\s+99\.a\s+-1\.0000 \[-2\.0000, -0\.5000\]\s+<0", done.output)
+    assert re.search(r"holds\s+99\.a\s+-1 \[-2, -0\.5\]\s+<0", done.output)
     assert not (workplace / "out" / "tiny" / "stale.png").exists()
     executed = nbformat.read("out/tiny/tiny.ipynb", 4)
     assert "14.0" in executed.cells[-1].outputs[0].text
@@ -69,7 +69,7 @@ def test_the_exit_code_says_what_became_of_the_claims(workplace, low, estimate, 
 def test_wrong_parameters_are_refused_before_anything_runs(workplace, given, message):
     write(BODY)
     done = run("run", "tiny.ipynb", *given)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert message in done.output
     assert len(done.output.strip().splitlines()) == 1
     assert not (workplace / "out").exists()
@@ -78,7 +78,7 @@ def test_wrong_parameters_are_refused_before_anything_runs(workplace, given, mes
 def test_a_failing_cell_is_shown(workplace):
     write("x = 1\nraise ValueError(f'x is {x}')")
     done = run("run", "tiny.ipynb", "-p", "profile", "smoke")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "raise ValueError" in done.output
     assert "ValueError: x is 1" in done.output
 
@@ -125,21 +125,123 @@ def test_in_place_commits_outputs_without_traces(workplace):
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
 
 
-def test_a_run_never_clears_its_own_input(workplace):
-    (workplace / "out" / "tiny").mkdir(parents=True)
-    write(BODY, "out/tiny/tiny.ipynb")
+def test_what_a_run_did_not_make_is_never_replaced(workplace):
+    """The notebook itself, a folder or a file of the user's in the way, in whatever place: refused, nothing changed."""
     write(BODY)
-    done = run("run", "out/tiny/tiny.ipynb")
+    write(BODY, "study.ipynb")
+    (workplace / "study").mkdir()
+    write(BODY, "study/tiny.ipynb")
+    (workplace / "study" / "notes").write_text("mine")
+    (workplace / "mine").mkdir()
+    (workplace / "mine" / "manifest.json").write_text('{"mine": 1}')
+    (workplace / "tex").mkdir()
+    (workplace / "tex" / "claims.tex").write_text("mine")
+    (workplace / "file").write_text("mine")
+    (workplace / "link").symlink_to("study")
+    before = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
+    for arguments, message in [
+        (("study.ipynb", "--out", "."), "study' was not made by antinb run and would be replaced"),
+        (("study.ipynb", "study/tiny.ipynb", "--out", "."), "would be replaced"),
+        (("tiny.ipynb", "--out", "mine"), "manifest.json' was not made by antinb run"),
+        (("tiny.ipynb", "--out", "tex"), "claims.tex' was not made by antinb run"),
+        (("tiny.ipynb", "study/tiny.ipynb"), "two notebooks are called 'tiny'"),
+        (("tiny.ipynb", "--out", "file"), "file"),
+        (("tiny.ipynb", "-p", "out_dir", "x"), "--out"),
+    ]:
+        done = run("run", *arguments)
+        assert done.exit_code == 2
+        assert message in done.output
+    assert {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_results_stay_until_new_ones_are_whole(workplace):
+    write(BODY)
+    assert run("run", "tiny.ipynb", "-p", "profile", "smoke").exit_code == 0
+    before = {path: path.read_bytes() for path in (workplace / "out" / "tiny").rglob("*") if path.is_file()}
+    macros = Path("out/claims.tex").read_text()
+    assert run("run", "tiny.ipynb", "-p", "profil", "smoke").exit_code == 2
+    write(BODY + "raise ValueError('late')")
+    done = run("run", "tiny.ipynb", "-p", "profile", "smoke")
     assert done.exit_code == 2
-    assert "which a run clears" in done.output
-    assert (workplace / "out" / "tiny" / "tiny.ipynb").exists()
-    assert "filed by name" in run("run", "tiny.ipynb", "out/tiny/tiny.ipynb").output
+    assert "ValueError: late" in done.output
+    after = {path: path.read_bytes() for path in (workplace / "out" / "tiny").rglob("*") if path.is_file()}
+    assert after == before
+    assert macros.splitlines()[4:] == Path("out/claims.tex").read_text().splitlines()[4:]
+    assert "older than its failed run" in Path("out/claims.tex").read_text()
+    assert "late" in Path("out/tiny.failed/tiny.ipynb").read_text()
+    write(BODY)
+    assert run("run", "tiny.ipynb", "-p", "profile", "smoke").exit_code == 0
+    assert not (workplace / "out" / "tiny.failed").exists()
+    assert sorted(path.name for path in (workplace / "out").iterdir()) == [
+        ".antinb.lock",
+        "claims.tex",
+        "manifest.json",
+        "tiny",
+    ]
 
 
-def test_a_notebook_without_a_report_runs(workplace):
-    write("x = 1")
-    assert run("run", "tiny.ipynb").exit_code == 0
-    assert json.loads(Path("out/manifest.json").read_text()) == {"figures": [], "claims": []}
+@pytest.mark.slow
+def test_a_copied_notebook_has_results_of_its_own_and_ids_stand_once(workplace):
+    write(BODY)
+    write(BODY.replace("99.a", "98.a"), "copy.ipynb")
+    done = run("run", "tiny.ipynb", "copy.ipynb", "-p", "profile", "smoke")
+    assert done.exit_code == 0, done.output
+    assert "98.a" in done.output
+    assert "99.a" in done.output
+    assert [claim["notebook"] for claim in json.loads(Path("out/manifest.json").read_text())["claims"]] == [
+        "copy",
+        "tiny",
+    ]
+    write(BODY, "copy.ipynb")
+    done = run("run", "copy.ipynb", "-p", "profile", "smoke")
+    assert done.exit_code == 2
+    assert "'99.a' is in copy and in tiny" in done.output
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import sys\nsys.exit(0)", "was stopped in cell"),
+        ("import os\nos._exit(0)", "the kernel was killed"),
+        ("x = 1", "leaves no manifest"),
+    ],
+)
+def test_a_notebook_that_ends_early_or_without_a_manifest_fails(workplace, body, message):
+    write(body)
+    done = run("run", "tiny.ipynb", "-p", "profile", "smoke")
+    assert done.exit_code == 2
+    assert message in done.output
+    assert (workplace / "out" / "tiny.failed" / "tiny.ipynb").exists()
+
+
+def test_an_edit_during_the_run_is_not_overwritten(workplace):
+    write(BODY + "\nopen('tiny.ipynb', 'a').write(' ')")
+    done = run("run", "--in-place", "tiny.ipynb")
+    assert done.exit_code == 2
+    assert "was changed while it ran" in done.output
+    assert Path("tiny.ipynb").read_text().endswith(" ")
+
+
+def test_a_folder_is_held_by_one_command(workplace):
+    write(BODY)
+    with results.Results(Path("out"), ()):
+        done = run("run", "tiny.ipynb", "-p", "profile", "smoke")
+    assert done.exit_code == 2
+    assert "another antinb run is writing" in done.output
+
+
+def test_the_union_is_made_anew(workplace):
+    write(BODY)
+    run("run", "tiny.ipynb", "-p", "profile", "smoke")
+    before = Path("out/claims.tex").read_text()
+    Path("out/claims.tex").unlink()
+    assert run("merge").output == "1 claims\n"
+    assert Path("out/claims.tex").read_text() == before
+    Path("out/tiny/manifest.json").write_text("{")
+    done = run("merge", "out")
+    assert done.exit_code == 2
+    assert "cannot be read: run its notebook again" in done.output
 
 
 def test_no_notebook(workplace):

@@ -6,8 +6,14 @@ import base64
 import difflib
 import hashlib
 import io
+import json
+import os
 import re
-from collections.abc import Mapping
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -17,9 +23,12 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from antinb.reporting import results
+
 __all__: list[str] = []
 
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 QUIET = ["--IPKernelApp.log_level=ERROR"]
 LARGE = 150_000  # bytes
 HIDDEN = re.compile(r"/(?:root|home|work|tmp|Users|private|var)/[^\s\"']*")
@@ -66,24 +75,76 @@ def _convert(notebook: str, name: str, declared: str, text: str) -> object:
         raise ValueError(f"{notebook}: parameter {name!r} must be {declared}; got {text!r}") from None
 
 
-def execute(path: Path, output: Path, values: Mapping[str, object]) -> Path:
-    """Run a notebook through papermill and return the executed copy.
+def execute(path: Path, folder: Path, values: Mapping[str, object]) -> Path:
+    """Run a notebook through papermill, its report going to `folder`, and return the executed copy there.
+
+    The kernel is this Python, whatever kernels the machine has.
 
     Raises:
-        CellError: if a cell fails; the copy then holds the cells up to it.
+        CellError: if a cell fails or ends the kernel, or no manifest is left by a notebook that takes `out_dir`; the
+            copy then holds the cells up to it.
+        ValueError: if the notebook is of another language.
     """
-    known = papermill.inspect_notebook(str(path))
+    known, output = papermill.inspect_notebook(str(path)), folder / path.name
+    language = nbformat.read(path, 4).metadata.get("kernelspec", {}).get("language", "python")
+    if language != "python":
+        raise ValueError(f"{path.name} is in {language}; antinb run executes Python")
     chosen = {name: value for name, value in values.items() if name in known}
-    try:
-        papermill.execute_notebook(
-            str(path), str(output), chosen, kernel_name="python3", autosave_cell_every=0, extra_arguments=QUIET
-        )
-    except DeadKernelError as error:
-        raise CellError(f"{path.name}: {error}") from None
-    except PapermillExecutionError as error:
-        place = f"{path.name}, cell {error.exec_count}"
-        raise CellError(f"{place}:\n{error.source}\n{error.ename}: {error.evalue}") from None
+    with _own_kernel() as kernel, _environment({results.PLACE: str(folder)}):
+        try:
+            papermill.execute_notebook(
+                str(path), str(output), chosen, kernel_name=kernel, autosave_cell_every=0, extra_arguments=QUIET
+            )
+        except DeadKernelError:
+            raise CellError(f"{path.name}: the kernel was killed, perhaps for want of memory") from None
+        except PapermillExecutionError as error:
+            place = f"{path.name}, cell {error.exec_count}"
+            raise CellError(f"{place}:\n{error.source}\n{error.ename}: {error.evalue}") from None
+        finally:
+            _name_kernel(output)
+    for number, cell in enumerate(nbformat.read(output, 4).cells, 1):
+        if any(part.output_type == "error" for part in cell.get("outputs", ())):
+            raise CellError(f"{path.name} was stopped in cell {number}:\n{cell.source}")
+    if "out_dir" in known and not (folder / "manifest.json").exists():
+        raise CellError(f"{path.name} takes out_dir and leaves no manifest: it needs report.open(out_dir, ...)")
     return output
+
+
+@contextmanager
+def _own_kernel() -> Iterator[str]:
+    """Make the running Python known as a kernel of a new name for the time of a run."""
+    with tempfile.TemporaryDirectory() as place:
+        name = f"antinb-{uuid.uuid4().hex[:8]}"
+        folder = Path(place, "kernels", name)
+        folder.mkdir(parents=True)
+        start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel = {"argv": start, "display_name": "Python 3", "language": "python"}
+        (folder / "kernel.json").write_text(json.dumps(kernel))
+        paths = os.pathsep.join(filter(None, (place, os.environ.get("JUPYTER_PATH"))))
+        with _environment({"JUPYTER_PATH": paths}):
+            yield name
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _name_kernel(output: Path) -> None:
+    """Give an executed copy the kernel that JupyterLab knows."""
+    if output.exists():
+        notebook = nbformat.read(output, 4)
+        notebook.metadata["kernelspec"] = nbformat.from_dict(KERNEL)
+        nbformat.write(notebook, output)
 
 
 def sources_hash(notebook: nbformat.NotebookNode) -> str:
@@ -110,10 +171,9 @@ def write_back(executed: Path, path: Path) -> None:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    about = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     notebook.metadata = nbformat.from_dict(about | {"antinb": {"sources_sha256": sources_hash(notebook)}})
-    nbformat.write(notebook, path)
+    results.write(path, nbformat.writes(notebook) + "\n")
 
 
 def _keep(output: nbformat.NotebookNode) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
@@ -19,13 +21,15 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from antinb import dataset
+from antinb.reporting import results
 
 __all__ = ["Report", "open", "size", "versions"]
 
+ENDS = results.ENDS
 PROFILES = ("smoke", "full")
 LEVEL = 0.95
-ENDS = ("estimate", "low", "high")
 PACKAGES = ("antinb", "torch", "diffusers", "numpy", "scipy", "xarray", "matplotlib")
+CLAIM_ID = re.compile(r"[A-Za-z0-9._-]+")
 FIGURE_ID = re.compile(r"fig-\d\d-\d+")
 RULE = re.compile(r"(?:(?P<side>[<>])\s*(?P<margin>[-+]?\d*\.?\d+))|within\s+(?P<width>\d*\.?\d+)")
 
@@ -48,9 +52,13 @@ def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
 
 
 def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -> Report:
-    """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`.
+    """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`, or where `antinb run` says.
 
-    `parameters` are recorded with every figure. Tables then show texts, such as those of claims, at full length.
+    `parameters` are recorded with every figure. Figures and claims that are there already stay until they are made
+    again. Tables then show texts, such as those of claims, at full length.
+
+    Raises:
+        ValueError: if the folder is there and no report made it.
 
     Examples:
         >>> import tempfile
@@ -61,7 +69,8 @@ def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -
         ['holds']
     """
     pd.set_option("display.max_colwidth", None)
-    return Report(Path(out_dir) / notebook, notebook, dict(parameters))
+    folder = os.environ.get(results.PLACE)
+    return Report(Path(folder) if folder else Path(out_dir) / notebook, notebook, dict(parameters))
 
 
 class Report:
@@ -69,9 +78,9 @@ class Report:
 
     def __init__(self, folder: Path, notebook: str, parameters: dict[str, object]) -> None:
         self.folder, self.notebook, self.parameters = folder, notebook, parameters
-        self._figures: dict[str, dict] = {}
-        self._claims: dict[str, dict] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        there = results.claim_folder(folder)
+        self._figures: dict[str, dict] = {figure["id"]: figure for figure in there["figures"]}
+        self._claims: dict[str, dict] = {claim["id"]: claim for claim in there["claims"]}
         self._write()
 
     def save_figure(self, fig: Figure, id: str, caption: str, data: pd.DataFrame | xr.DataArray) -> None:  # noqa: A002
@@ -97,7 +106,7 @@ class Report:
             "id": id,
             "caption": caption,
             "notebook": self.notebook,
-            "parameters": self.parameters,
+            "parameters": _plain(self.parameters),
             "data_sha256": hashlib.sha256(numbers.encode()).hexdigest(),
             "versions": versions(),
             "commit": _commit(),
@@ -111,8 +120,8 @@ class Report:
         with plt.rc_context({"svg.hashsalt": id, "svg.fonttype": "none"}):
             for kind, entries in metadata.items():
                 fig.savefig(self.folder / f"{id}.{kind}", metadata=entries, dpi=200, bbox_inches="tight")
-        (self.folder / f"{id}.csv").write_text(numbers)
-        (self.folder / f"{id}.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+        results.write(self.folder / f"{id}.csv", numbers)
+        results.write(self.folder / f"{id}.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
         files = [f"{id}.{kind}" for kind in (*metadata, "csv", "json")]
         self._figures[id] = {"id": id, "caption": caption, "files": files}
         self._write()
@@ -129,15 +138,17 @@ class Report:
         A claim made again under the same id, as when a cell is run again, takes the place of the first.
 
         Args:
-            id: `"NN.subject.quantity"`, unique in the notebook.
+            id: `"NN.subject.quantity"`, of letters, digits, `.`, `_` and `-`, unique among notebooks.
             text: what is claimed, in words.
             row: one row of a table of results, with `estimate, low, high`; NaN where there is no estimate.
             rule: `"<m"`, `">m"`, `"within m"` (between -m and m), or None for a description.
 
         Raises:
-            ValueError: if the rule has another form, the row is not one result with a 95% interval, or the
-                estimate lies outside its interval.
+            ValueError: if the id or the rule has another form, the row is not one result with a 95% interval, or
+                the estimate lies outside its interval.
         """
+        if not isinstance(id, str) or not CLAIM_ID.fullmatch(id):
+            raise ValueError(f"a claim's id is of letters, digits, '.', '_' and '-', such as '01.pn'; got {id!r}")
         if rule is not None and not RULE.fullmatch(rule):
             raise ValueError(f"a rule is '<m', '>m', 'within m' or None; got {rule!r}")
         if isinstance(row, pd.DataFrame):
@@ -150,6 +161,9 @@ class Report:
             raise ValueError(f"{id}: a claim takes a row with {', '.join(ENDS)}; it lacks {', '.join(missing)}")
         if found.get("level", LEVEL) != LEVEL:
             raise ValueError(f"{id}: claims are judged by {100 * LEVEL:g}% intervals; got level {found['level']}")
+        for name in ENDS:
+            if not np.isscalar(found[name]) or isinstance(found[name], (str, bytes, complex)):
+                raise ValueError(f"{id}: {name} is one number, NaN if there is none; got {found[name]!r}")
         estimate, low, high = (float(found[name]) for name in ENDS)
         if not any(map(math.isnan, (estimate, low, high))) and not low <= estimate <= high:
             raise ValueError(f"{id}: the estimate must lie in its interval; got {estimate:g} in [{low:g}, {high:g}]")
@@ -164,8 +178,9 @@ class Report:
         claims = judge(list(self._claims.values()))
         for claim in claims:
             claim |= {key: None for key in ENDS if not math.isfinite(claim[key])}
-        manifest = {"figures": list(self._figures.values()), "claims": claims}
-        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        about = {"notebook": self.notebook, "profile": self.parameters.get("profile"), "date": results.today()}
+        manifest = {"made_by": results.MAKER, **about, "figures": list(self._figures.values()), "claims": claims}
+        results.write(self.folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
 
 def judge(claims: list[dict]) -> list[dict]:
@@ -195,7 +210,7 @@ def _p_value(claim: dict, beyond: bool) -> float:
     """Return the p-value against "not beyond the margin", or against "beyond" if `beyond` is false."""
     [(side, margin, width)] = RULE.findall(claim["rule"])
     estimate, low, high = (claim[key] for key in ENDS)
-    if any(map(math.isnan, (estimate, low, high))):
+    if not all(map(math.isfinite, (estimate, low, high))):
         return 1.0
 
     def below(limit: float) -> float:
@@ -216,27 +231,15 @@ def _one_sided(distance: float, half_width: float) -> float:
     return float(stats.norm.sf(distance / half_width * stats.norm.ppf((1 + LEVEL) / 2)))
 
 
-def merge(folders: list[Path], out_dir: Path) -> list[dict]:
-    r"""Write `manifest.json` and `claims.tex` of several notebooks to `out_dir`; return their claims.
-
-    `\antinb{ID}` in LaTeX gives a claim's estimate, `\antinb[low]{ID}` and `\antinb[high]{ID}` its interval.
-    """
-    union: dict[str, list] = {"figures": [], "claims": []}
-    for folder in folders:
-        if not (folder / "manifest.json").exists():
-            continue
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for figure in manifest["figures"]:
-            union["figures"].append({**figure, "files": [f"{folder.name}/{file}" for file in figure["files"]]})
-        union["claims"] += manifest["claims"]
-    (out_dir / "manifest.json").write_text(json.dumps(union, indent=1) + "\n")
-    lines = [r"\newcommand{\antinb}[2][estimate]{\csname antinb@#2@#1\endcsname}"]
-    for claim in union["claims"]:
-        for key in ENDS:
-            value = "--" if claim[key] is None else f"{claim[key]:.4g}"
-            lines.append(rf"\expandafter\def\csname antinb@{claim['id']}@{key}\endcsname{{{value}}}")
-    (out_dir / "claims.tex").write_text("\n".join(lines) + "\n")
-    return union["claims"]
+def _plain(value: object) -> object:
+    """Return a value as JSON can hold it: null for numbers that are not finite, a text for what it does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from antinb import report
+from antinb.reporting import results
 
 mpl.use("Agg")
 
@@ -145,7 +146,7 @@ def test_union_and_macros(book, figure, tmp_path):
     book.claim("01.a", "a number", row(-0.123456, -0.2, -0.1), "<0")
     other = report.open(tmp_path, "02_other", {"profile": "smoke"})
     other.claim("02.a", "none", row(*[math.nan] * 3))
-    claims = report.merge([tmp_path / "01_test", tmp_path / "02_other"], tmp_path)
+    claims = results.merge(tmp_path)
     assert [claim["id"] for claim in claims] == ["01.a", "02.a"]
     union = json.loads((tmp_path / "manifest.json").read_text())
     assert "01_test/fig-01-1.svg" in union["figures"][0]["files"]
