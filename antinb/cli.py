@@ -151,3 +151,7 @@ def models() -> None:
 
     for name, row in zoo.models().iterrows():
         click.echo(f"{name:<18}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
+
+
+if __name__ == "__main__":
+    main()
