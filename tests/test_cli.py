@@ -45,6 +45,7 @@ def test_a_run_leaves_its_results_in_one_folder(workplace):
     assert "99.a@high" in Path("out/claims.tex").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("low", "estimate", "profile", "code"),
     [(-2, -1.0, "smoke", 0), (-2, 1.0, "smoke", 1), (-2, -0.5, "full", 1), (-2, -0.5, "smoke", 0)],
@@ -112,6 +113,7 @@ def test_only_a_large_picture_of_many_colours_loses_some(colours, exact):
     assert np.sqrt(((found.astype(float) - drawn) ** 2).mean()) < 25
 
 
+@pytest.mark.slow
 def test_in_place_commits_outputs_without_traces(workplace):
     write(BODY)
     assert run("run", "--in-place", "tiny.ipynb", "-p", "pairs", "3").exit_code == 2
@@ -199,6 +201,7 @@ def test_a_copied_notebook_has_results_of_its_own_and_ids_stand_once(workplace):
     assert "'99.a' is in copy and in tiny" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -215,6 +218,7 @@ def test_a_notebook_that_ends_early_or_without_a_manifest_fails(workplace, body,
     assert (workplace / "out" / "tiny.failed" / "tiny.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_an_edit_during_the_run_is_not_overwritten(workplace):
     write(BODY + "\nopen('tiny.ipynb', 'a').write(' ')")
     done = run("run", "--in-place", "tiny.ipynb")
@@ -231,6 +235,7 @@ def test_a_folder_is_held_by_one_command(workplace):
     assert "another antinb run is writing" in done.output
 
 
+@pytest.mark.slow
 def test_the_union_is_made_anew(workplace):
     write(BODY)
     run("run", "tiny.ipynb", "-p", "profile", "smoke")

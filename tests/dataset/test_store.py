@@ -234,6 +234,7 @@ def test_what_is_no_run_is_left_alone(tmp_path, occupied):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_disk_full_at_each_write_ends_in_one_line_and_the_run_goes_on(tmp_path, monkeypatch):
     """The k-th write of a file fails as on a full disk, for every k; with room again all is as if nothing had been."""
     put, left = zarr.storage._local._put, 0
@@ -282,6 +283,7 @@ def limited(store, size, threads):
         raise SystemExit(0 if "cannot be written: File too large" in str(error) else 2) from None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 40_000])
 def test_a_real_failing_write_leaves_whole_chunks_only(tmp_path, processes, monkeypatch, size):
     """At 100 bytes not even the metadata fit, so there is no store; at 40,000 they do, a chunk of images does not."""

@@ -87,6 +87,7 @@ def test_what_a_generator_says_of_its_pipeline(case):
     assert set(record["options"]) == set(family.options)
 
 
+@pytest.mark.slow
 def test_the_same_noise_makes_the_same_images_at_any_batch_size(case):
     whole, again, cut = (sampled(case, batch=batch)["image"] for batch in (64, 64, 3))
     np.testing.assert_allclose(again, whole, atol=1e-5)
