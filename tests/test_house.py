@@ -94,6 +94,7 @@ def test_no_file_behind_the_wall_names_a_heavy_package():
     assert not {name: found for name, found in named.items() if found}
 
 
+@pytest.mark.slow
 def test_what_is_behind_the_wall_loads_without_torch():
     program = f"""
 import sys

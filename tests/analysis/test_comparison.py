@@ -23,6 +23,7 @@ def test_a_ratio_is_exact_where_one_method_is_a_multiple_of_the_other():
     assert [found[key] for key in ("estimate", "low", "high")] == pytest.approx([0.7] * 3, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_ratio_covers_as_often_as_it_says():
     """Means 3 and 2: over 2000 experiments, five standard errors of a binomial proportion are 2.4%."""
     rng = np.random.default_rng(1)

@@ -129,6 +129,7 @@ def test_two_levels_are_unbiased_and_their_intervals_cover():
     assert row["se"] == pytest.approx(np.std(estimates), rel=0.35)
 
 
+@pytest.mark.slow
 def test_the_allocation_predicts_what_two_levels_save():
     """C = F + independent noise of variance v: the spread of two levels as a function of b, minimised by SciPy."""
     v, design = 0.05, noise.iid(20_000)

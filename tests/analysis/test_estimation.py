@@ -146,6 +146,7 @@ def test_odd_share_of_a_quadratic(linear, square):
     np.testing.assert_allclose(predicted, 1 / (2 * (1 - row[["estimate", "low", "high"]].astype(float))))
 
 
+@pytest.mark.slow
 def test_the_predicted_efficiency_is_the_measured_one():
     z = noise.antithetic(4000).draw((1,), seed=0)[..., 0].astype(float)
     other = noise.iid(8000).draw((1,), seed=1)[..., 0].astype(float)

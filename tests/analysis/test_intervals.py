@@ -98,6 +98,7 @@ def test_power_at_100_directions_after_holm_over_8_timesteps(truth, threshold, a
     assert np.mean(rejected) >= 0.8
 
 
+@pytest.mark.slow
 def test_bounded_interval_inverts_the_test_and_covers():
     rng, covered = np.random.default_rng(4), 0
     values = rng.beta(9, 1, 60)

@@ -52,6 +52,7 @@ def flip(path, bit=77):
     path.write_bytes(bytes(held))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [lose, cut, empty])
 def test_a_chunk_that_is_lost_cut_or_empty_is_named_and_made_again(tmp_path, harm):
     """Of every array, `condition`, `sign`, `unit` and `done` included."""

@@ -59,6 +59,7 @@ def test_extending_beside_finishing_and_a_reader_beside_both(tmp_path, processes
     assert contents(store) == contents(tmp_path / "fresh.zarr")
 
 
+@pytest.mark.slow
 def test_the_holder_is_named_and_a_dead_one_holds_nothing(tmp_path, processes):
     store = tmp_path / "run.zarr"
     process = processes.Process(target=child, args=(store, 1200))

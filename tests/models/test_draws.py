@@ -109,6 +109,7 @@ def test_a_shared_shape_is_one_draw_for_all():
     assert torch.equal(batch, stream(0))
 
 
+@pytest.mark.slow
 def test_a_compiled_program_draws_the_design_before_and_after_it_was_compiled():
     @torch.compile
     def program(x):
