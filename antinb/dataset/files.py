@@ -116,6 +116,7 @@ def layout_hash(documents: Documents) -> str:
 
 
 def by_unit(document: Mapping) -> bool:
+    """Return whether an array has a row for each unit."""
     return document["dimension_names"][0] == "unit"
 
 
