@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +12,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from antinb import report
-from antinb.reporting import results
 
 mpl.use("Agg")
 
@@ -139,20 +137,6 @@ def test_claims_are_shown_at_full_length(tmp_path):
         book = report.open(tmp_path, "01_test", {})
         book.claim("01.a", text, row(1, 0.5, 1.5))
         assert text in book.claims()._repr_html_()
-
-
-def test_union_and_macros(book, figure, tmp_path):
-    book.save_figure(figure, "fig-01-1", "A line.", pd.DataFrame({"x": [0.0]}))
-    book.claim("01.a", "a number", row(-0.123456, -0.2, -0.1), "<0")
-    other = report.open(tmp_path, "02_other", {"profile": "smoke"})
-    other.claim("02.a", "none", row(*[math.nan] * 3))
-    claims = results.merge(tmp_path)
-    assert [claim["id"] for claim in claims] == ["01.a", "02.a"]
-    union = json.loads((tmp_path / "manifest.json").read_text())
-    assert "01_test/fig-01-1.svg" in union["figures"][0]["files"]
-    macros = dict(re.findall(r"antinb@([\w.@]+)\\endcsname\{([^}]*)\}", (tmp_path / "claims.tex").read_text()))
-    assert macros["01.a@estimate"] == "-0.1235"
-    assert macros["02.a@low"] == "--"
 
 
 @pytest.mark.parametrize(
