@@ -9,8 +9,6 @@ from typing import cast
 
 import click
 
-from antinb.models import SCHEDULERS
-
 __all__ = ["main"]
 
 
@@ -79,7 +77,7 @@ def merge(out: Path) -> None:
 @click.option("--k", type=int, help="Members of a simplex unit.")
 @click.option("--seed", required=True, type=int)
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
-@click.option("--scheduler", type=click.Choice([name for names in SCHEDULERS.values() for name in names]))
+@click.option("--scheduler", help="Sampler, such as ddim, ddpm or dpmsolver++.")
 @click.option("--condition", type=int, help="One class for all units, of a conditional model.")
 @click.option("--prompt", "prompts", multiple=True, help="Condition 0, 1, ... of a text pipeline, in order.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1 is none.")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -147,10 +148,39 @@ def test_what_a_run_did_not_make_is_never_replaced(workplace):
         (("tiny.ipynb", "study/tiny.ipynb"), "two notebooks are called 'tiny'"),
         (("tiny.ipynb", "--out", "file"), "file"),
         (("tiny.ipynb", "-p", "out_dir", "x"), "--out"),
+        (("tiny.ipynb", "-p", "pairs=3"), "A parameter is written -p units 64."),
     ]:
         done = run("run", *arguments)
         assert done.exit_code == 2
         assert message in done.output
+    assert {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        ("touch out", "out'"),
+        ("ln -s nowhere out", "out'"),
+        ("mkdir out && echo mine > out/.antinb.lock", ".antinb.lock' was not made by antinb run"),
+        ("mkdir out && ln -s ../tiny.ipynb out/.antinb.lock", ".antinb.lock' was not made by antinb run"),
+        ("mkdir out && echo '{\"made_by\": 1}' > out/manifest.json", "manifest.json' was not made by antinb run"),
+        ("mkdir -p out/tiny && echo mine > out/tiny/x", "tiny' was not made by antinb run"),
+        ("mkdir -p out/tiny && touch out/tiny/.antinb out/tiny/x", "x' was not made by antinb run"),
+        (
+            "mkdir -p out/tiny/y && touch out/tiny/.antinb && echo y > out/tiny/.antinb && touch out/tiny/y/x",
+            "y/x' was",
+        ),
+        ("mkdir -p out/tiny.failed && touch out/tiny.failed/x", "tiny.failed' was not made by antinb run"),
+    ],
+)
+def test_what_is_in_the_way_is_named_in_one_line(workplace, prepare, message):
+    write(BODY)
+    subprocess.run(prepare, shell=True, check=True)
+    before = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
+    done = run("run", "tiny.ipynb", "-p", "profile", "smoke")
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1
     assert {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()} == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.utils import run_sync
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
@@ -50,6 +52,12 @@ class _Kernel(AsyncKernelManager):
         """Stop the process, if need be, and return the exit code that it had before."""
         process = getattr(self.provisioner, "process", None)
         code = process.poll() if process else None
+        loop = ensure_event_loop()
+        waiting = asyncio.all_tasks(loop)  # left by an interrupt
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
         for client in self.clients:
             client.stop_channels()
         if self.has_kernel:

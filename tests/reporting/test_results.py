@@ -16,9 +16,7 @@ NAMES = ("a", "b", "a.failed", "mine", ".antinb-a-0", "manifest.json", "claims.t
 PLACES = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
 TREES = st.dictionaries(PLACES, st.sampled_from(["", "mine", "{}", "[]"]), max_size=4)
 ENDS = {"whole": None, "fails": execution.CellError("a.ipynb, cell [1], raised", ""), "stops": KeyboardInterrupt("x")}
-RUNS = st.lists(
-    st.tuples(st.lists(st.sampled_from("ab"), min_size=1, max_size=2), st.sampled_from([*ENDS])), max_size=6
-)
+COMMANDS = st.tuples(st.lists(st.sampled_from("ab"), min_size=1, max_size=2), st.sampled_from([*ENDS]))
 
 
 def plant(folder, tree):
@@ -48,7 +46,7 @@ def fill(monkeypatch, end, number):
 
 
 @settings(max_examples=300, deadline=None)
-@given(around=TREES, later=TREES, commands=RUNS)
+@given(around=TREES, later=TREES, commands=st.lists(COMMANDS, max_size=6))
 def test_no_file_of_a_user_changes(tmp_path_factory, around, later, commands):
     """Files of a user lie anywhere before and between the runs; what no run wrote is afterwards as it was."""
     work = tmp_path_factory.mktemp("work")
@@ -64,6 +62,22 @@ def test_no_file_of_a_user_changes(tmp_path_factory, around, later, commands):
             before = files(work)
             plant(work / "out", {place: text for place, text in later.items() if work / "out" / place not in before})
             mine |= {path: text for path, text in files(work).items() if path not in before}
+
+
+def let_pass(monkeypatch, number):
+    """Let a number of system calls that move, make or remove something pass, and stop the program at the next."""
+    left = iter(range(number))
+
+    def patched(call):
+        def stopping(*args, **kwargs):
+            if next(left, None) is None:
+                raise SystemExit("killed")
+            return call(*args, **kwargs)
+
+        return stopping
+
+    for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+        monkeypatch.setattr(os, name, patched(getattr(os, name)))
 
 
 NOTEBOOK = json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
@@ -85,16 +99,8 @@ def test_results_are_wholly_old_or_wholly_new_at_each_rename(tmp_path, monkeypat
     old = {path.name: path.read_text() for path in Path("out/a").iterdir()}
     stopped = 0
     while True:
-        calls = iter(range(100))
         with monkeypatch.context() as patch:
-            for place, name in ((os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")):
-
-                def stopping(*args, call=getattr(place, name), **kwargs):
-                    if next(calls) >= stopped:
-                        raise SystemExit("killed")
-                    return call(*args, **kwargs)
-
-                patch.setattr(place, name, stopping)
+            let_pass(patch, stopped)
             try:
                 command(1)
                 ended = True
