@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from antinb import report
 from antinb.reporting import execution, manifest, results, runs
@@ -38,13 +38,17 @@ def fill(monkeypatch, end, number):
         book = report.open("out", path.stem, {"profile": "smoke"})
         monkeypatch.delenv(results.PLACE)
         book.claim(f"{path.stem}.x", "x", {"estimate": number, "low": number, "high": number})
-        (folder / f"{path.stem}.ipynb").write_text(str(number))
+        for name in (f"{path.stem}.ipynb", "x", "y", "z"):
+            (folder / name).write_text(str(number))
         if ENDS[end]:
             raise ENDS[end]
 
     monkeypatch.setattr(execution, "execute", execute)
 
 
+@example(around={}, later={"a/mine": "mine"}, commands=[("a", "whole")] * 2)
+@example(around={}, later={"a.failed/mine": "mine", "a/a.ipynb/x": ""}, commands=[("a", "fails")] * 2)
+@example(around={".antinb-a-0/mine": "", "claims.tex": ""}, later={}, commands=[("a", "whole")])
 @settings(max_examples=300, deadline=None)
 @given(around=TREES, later=TREES, commands=st.lists(COMMANDS, max_size=6))
 def test_no_file_of_a_user_changes(tmp_path_factory, around, later, commands):
@@ -91,8 +95,8 @@ def test_results_are_wholly_old_or_wholly_new_at_each_rename(tmp_path, monkeypat
     if not at_once:
         monkeypatch.setattr(results, "_exchange", lambda first, second: False)
 
-    def command(number):
-        fill(monkeypatch, "whole", number)
+    def command(number, end="whole"):
+        fill(monkeypatch, end, number)
         return runs.run([Path("a.ipynb")], {}, Path("out"), in_place=False, limit=None)
 
     command(0)
@@ -106,11 +110,10 @@ def test_results_are_wholly_old_or_wholly_new_at_each_rename(tmp_path, monkeypat
                 ended = True
             except SystemExit:
                 ended = False
-        places = [path for path in (Path("out/a"), Path("out/.antinb-aside-a")) if path.exists()]
-        assert any(
-            (place / "a.ipynb").read_text() in "01" and manifest.read(place / "manifest.json") for place in places
-        )
         manifest.read(Path("out/manifest.json"))
+        command(1, "fails")
+        assert (Path("out/a/x")).read_text() in "01"
+        manifest.read(Path("out/a/manifest.json"))
         command(0)
         assert {path.name: path.read_text() for path in Path("out/a").iterdir()} == old
         assert {path.name for path in Path("out").iterdir()} - {".antinb.lock"} == {"a", "manifest.json", "claims.tex"}
