@@ -172,7 +172,7 @@ def _mark(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a marked folder, the mark last: what a killed command leaves of it is cleared away by the next."""
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != MARK:
