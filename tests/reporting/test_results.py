@@ -68,17 +68,12 @@ def test_no_file_of_a_user_changes(tmp_path_factory, around, later, commands):
             mine |= {path: text for path, text in files(work).items() if path not in before}
 
 
-def let_pass(monkeypatch, number):
-    """Let a number of system calls that move, make or remove something pass, and stop the program at the next."""
+def stop_after(monkeypatch, number):
+    """Let a number of system calls that move, make or remove something pass, and end the process at the next."""
     left = iter(range(number))
 
     def patched(call):
-        def stopping(*args, **kwargs):
-            if next(left, None) is None:
-                raise SystemExit("killed")
-            return call(*args, **kwargs)
-
-        return stopping
+        return lambda *args, **kwargs: os._exit(9) if next(left, None) is None else call(*args, **kwargs)
 
     for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
         monkeypatch.setattr(os, name, patched(getattr(os, name)))
@@ -103,13 +98,12 @@ def test_results_are_wholly_old_or_wholly_new_at_each_rename(tmp_path, monkeypat
     old = {path.name: path.read_text() for path in Path("out/a").iterdir()}
     stopped = 0
     while True:
-        with monkeypatch.context() as patch:
-            let_pass(patch, stopped)
-            try:
-                command(1)
-                ended = True
-            except SystemExit:
-                ended = False
+        child = os.fork()
+        if not child:
+            stop_after(monkeypatch, stopped)
+            command(1)
+            os._exit(0)
+        ended = os.waitpid(child, 0)[1] == 0
         manifest.read(Path("out/manifest.json"))
         command(1, "fails")
         assert (Path("out/a/x")).read_text() in "01"
