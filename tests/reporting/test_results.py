@@ -46,6 +46,7 @@ def fill(monkeypatch, end, number):
     monkeypatch.setattr(execution, "execute", execute)
 
 
+@pytest.mark.slow
 @example(around={}, later={"a/mine": "mine"}, commands=[("a", "whole")] * 2)
 @example(around={}, later={"a.failed/mine": "mine", "a/a.ipynb/x": ""}, commands=[("a", "fails")] * 2)
 @example(around={".antinb-a-0/mine": "", "claims.tex": ""}, later={}, commands=[("a", "whole")])
@@ -82,6 +83,7 @@ def stop_after(monkeypatch, number):
 NOTEBOOK = json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [True, False])
 def test_results_are_wholly_old_or_wholly_new_at_each_rename(tmp_path, monkeypatch, at_once):
     """A run is stopped before each system call that moves or removes something; the next run ends as if it had not."""
