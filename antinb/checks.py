@@ -1,31 +1,88 @@
-"""What arguments must be: each check takes a name, a value and its range, and returns the value or raises one line."""
+"""What arguments must be: each check takes a name, a value and its range, and returns the value or raises one line.
+
+Numpy's scalars are numbers and booleans like Python's own; a text or a number is no boolean. What others wrote, such as
+the text of a file, is shown by `quoted` or `plain`: in one line of printable characters, and cut where it is long.
+"""
 
 from __future__ import annotations
 
+import difflib
 import operator
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 __all__: list[str] = []
 
 LARGEST_SEED = 2**63 - 1
+LARGEST_BYTES = 2**36  # of one array, 64 GiB; more is a slip of the pen
+CUT = 160  # characters of a value in a message
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = CUT
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 12
+
+
+def quoted(value: object) -> str:
+    """Return the repr of a value in one line of printable characters, cut where it is long."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"a {type(value).__name__} of many digits"
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(text.split()))
+    return text if len(text) <= 2 * CUT else f"{text[: 2 * CUT]}..."
+
+
+def plain(text: object) -> str:
+    """Return a text as it is if it is short and printable, such as the name of a file, else `quoted`."""
+    found = str(text)
+    return found if found.isprintable() and len(found) <= CUT else quoted(found)
+
+
+def reason(error: BaseException) -> str:
+    """Return the kind and the text of an error from below in one line."""
+    return f"{type(error).__name__}: {quoted(str(error))[1:-1]}"
 
 
 def integer(what: str, value: int, low: int, high: int = 2**31 - 1) -> int:
     """Return `value` as an int if it is an integer from `low` to `high`, else raise a ValueError with the rule."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise ValueError(f"{what} must be an integer of at least {low}; got {value!r}")
+        raise ValueError(f"{what} must be an integer of at least {low}; got {quoted(value)}")
     if value > high:
-        raise ValueError(f"{what} must be an integer of at most {high}; got {value}")
+        raise ValueError(f"{what} must be an integer of at most {high}; got {quoted(value)}")
     return int(value)
 
 
 def number(what: str, value: float, low: float, high: float) -> float:
     """Return `value` as a float if it is a number from `low` to `high`, else raise a ValueError with the rule."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
-        raise ValueError(f"{what} must be a number from {low:g} to {high:g}; got {value!r}")
+    known = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not known or not low <= value <= high:
+        raise ValueError(f"{what} must be a number from {low:g} to {high:g}; got {quoted(value)}")
     return float(value)
+
+
+def boolean(what: str, value: bool) -> bool:
+    """Return `value` as a bool if it is one, else raise a ValueError: a text such as "no" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{what} must be True or False; got {quoted(value)}")
+    return bool(value)
+
+
+def choice(what: str, value: str, known: Collection[str]) -> str:
+    """Return `value` if it is one of the known names, else raise a ValueError with the closest of them."""
+    if isinstance(value, str) and value in known:
+        return value
+    close = difflib.get_close_matches(str(value), known, n=1) if isinstance(value, str) else []
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{what} must be one of {tuple(known)}; got {quoted(value)}{hint}")
+
+
+def unknown(what: str, name: str, known: Collection[str], otherwise: str) -> str:
+    """Return the line that nothing has this name, with the closest name that something has, or with all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
+    return f"{what} is called {quoted(name)}; {hint}"
 
 
 def level(value: float) -> float:
@@ -41,9 +98,26 @@ def seed(value: int) -> int:
 def shape(value: Sequence[int]) -> tuple[int, ...]:
     """Return a shape as a tuple of positive integers."""
     try:
-        sizes = tuple(operator.index(size) for size in value)
+        sizes = () if isinstance(value, (str, bytes)) else tuple(value)
+        sizes = tuple(0 if isinstance(size, (bool, np.bool_)) else operator.index(size) for size in sizes)
     except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"a shape is a non-empty tuple of positive integers such as (3, 32, 32); got {value!r}")
+        raise ValueError(f"a shape is a non-empty tuple of positive integers such as (3, 32, 32); got {quoted(value)}")
     return sizes
+
+
+def memory(what: str, *sizes: int, itemsize: int = 4) -> None:
+    """Refuse an array of these sizes, before any work, if it takes more bytes than machines have."""
+    size = itemsize
+    for axis in sizes:
+        size *= int(axis)
+    if size > LARGEST_BYTES:
+        raise ValueError(f"{what} would take {size / 1e9:.3g} GB in memory, {tuple(sizes)} numbers of {itemsize} bytes")
+
+
+def kept(values: np.ndarray) -> np.ndarray:
+    """Return a copy of an array that nobody can change."""
+    copy = np.array(values)
+    copy.flags.writeable = False
+    return copy
