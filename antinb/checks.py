@@ -7,7 +7,10 @@ the text of a file, is shown by `quoted` or `plain`: in one line of printable ch
 from __future__ import annotations
 
 import difflib
+import functools
+import math
 import operator
+import os
 import reprlib
 from collections.abc import Collection, Sequence
 
@@ -16,7 +19,6 @@ import numpy as np
 __all__: list[str] = []
 
 LARGEST_SEED = 2**63 - 1
-LARGEST_BYTES = 2**36  # of one array, 64 GiB; more is a slip of the pen
 CUT = 160  # characters of a value in a message
 
 _SHORT = reprlib.Repr()
@@ -107,13 +109,48 @@ def shape(value: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def units(value: Sequence[int], count: int) -> Sequence[int]:
+    """Return numbers of units, each an integer from 0 to count - 1."""
+    if isinstance(value, range):
+        numbers, ends = value, [*value[:1], *value[-1:]]
+    else:
+        values = np.asarray(value) if isinstance(value, (Sequence, np.ndarray)) else np.array(None)
+        flags = [number for number in value if isinstance(number, (bool, np.bool_))] if values.ndim == 1 else []
+        if values.ndim != 1 or flags or (values.size and values.dtype.kind not in "iu"):
+            raise ValueError(f"units are a list of integers from 0 to {count - 1}; got {quoted(value)}")
+        numbers = ends = values.tolist()
+    wrong = [number for number in ends if not 0 <= number < count]
+    if wrong:
+        raise ValueError(f"the design has units 0 to {count - 1}; got unit {wrong[0]}")
+    return numbers
+
+
+def array(what: str, value: object) -> np.ndarray:
+    """Return real numbers in an array of doubles; complex numbers, texts and booleans are refused."""
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = np.array(None)
+    if found.dtype.kind not in "fiu":
+        raise ValueError(f"{what} consists of real numbers; got {quoted(value)}")
+    return found.astype(float)
+
+
 def memory(what: str, *sizes: int, itemsize: int = 4) -> None:
-    """Refuse an array of these sizes, before any work, if it takes more bytes than machines have."""
-    size = itemsize
-    for axis in sizes:
-        size *= int(axis)
-    if size > LARGEST_BYTES:
-        raise ValueError(f"{what} would take {size / 1e9:.3g} GB in memory, {tuple(sizes)} numbers of {itemsize} bytes")
+    """Refuse an array of these sizes, before any work, if it takes more bytes than the machine has."""
+    needed, there = itemsize * math.prod(map(int, sizes)), _memory()
+    if needed > there:
+        found = f"{needed / 1e9:.3g} GB, {' x '.join(map(str, sizes))} values of {itemsize} bytes"
+        raise ValueError(f"{what} must fit in memory, {there / 1e9:.3g} GB; got {found}")
+
+
+@functools.cache
+def _memory() -> int:
+    """Return the bytes of this machine's memory, 64 GiB where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**36
 
 
 def kept(values: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def _check_images(images: torch.Tensor) -> None:
     if images.shape[-1] in (1, 3, 4) and min(images.shape[1:3]) >= 8:
         raise ValueError(f"the function must return (B, C, H, W), channels first; got {tuple(images.shape)}")
     low, high = (float(end) for end in images.aminmax())
-    if 0 <= low and 0.5 < high <= 1 and images.numel() >= 256:
+    if 0 <= low < 0.5 < high <= 1 and images.numel() >= 256:
         told = f"in images -1 is black and 1 is white; the function returned values from {low:.3g} to {high:.3g} only"
         warnings.warn(f"{told}. If 0 is its black, let it return 2 x - 1", stacklevel=4)
 

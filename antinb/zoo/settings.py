@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from antinb import checks
 from antinb.checks import plain, quoted, reason
 from antinb.models import consistency, diffusion, networks, rectified
 from antinb.zoo import folders
@@ -63,7 +64,10 @@ RANGES = {  # of a number or of each number of a list, both ends included
     **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups"), COUNT),
     **dict.fromkeys(("num_class_embeds", "num_embeds_ada_norm", "patch_size", "null_class", "num_layers"), COUNT),
 }
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+NAMES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+}
 
 
 def scheduler(folder: Path) -> dict[str, Any]:
@@ -112,8 +116,8 @@ def check(config: Mapping[str, Any], classes: Iterable[Any], where: str) -> None
     for kind in classes:
         taken = inspect.signature(kind.__init__).parameters
         for key in taken.keys() & config.keys():
-            known = _kinds(taken[key].annotation) | _kinds(type(taken[key].default))
-            if len(known - {NoneType}) and not _fits(config[key], known):
+            known, inner = (_kinds(taken[key].annotation, deep) | _kinds(type(taken[key].default)) for deep in (0, 1))
+            if known - {NoneType} and not _fits(config[key], known, inner | {NoneType}):
                 names = ", ".join(sorted(part.__name__ for part in known)).replace("NoneType", "null")
                 raise ValueError(f"{where}: {key} must be of type {names}; got {quoted(config[key])}")
     for key, (low, high) in RANGES.items():
@@ -122,27 +126,28 @@ def check(config: Mapping[str, Any], classes: Iterable[Any], where: str) -> None
             known = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (known and low <= value <= high):
                 raise ValueError(f"{where}: {key} must be from {low:g} to {high:g}; got {quoted(value)}")
-    schedule, betas, count = (config.get(key) for key in ("beta_schedule", "trained_betas", "num_train_timesteps"))
-    if schedule is not None and schedule not in SCHEDULES:
-        raise ValueError(f"{where}: beta_schedule must be one of {', '.join(SCHEDULES)}; got {quoted(schedule)}")
+    for key, names in NAMES.items():
+        if config.get(key) is not None:
+            checks.choice(f"{where}: {key}", config[key], names)
+    betas, count = config.get("trained_betas"), config.get("num_train_timesteps")
     if betas is not None and count is not None and len(betas) != count:
         raise ValueError(f"{where}: there must be {count} trained_betas; got {len(betas)}")
 
 
-def _kinds(annotation: object) -> set[type]:
-    """Return which of bool, int, float, str, list and None an annotation names; nothing if it is another."""
+def _kinds(annotation: object, deep: int = 0) -> set[type]:
+    """Return which of bool, int, float, str, list and None an annotation names, if `deep` within its lists too."""
     if get_origin(annotation) is Literal:
         return {type(value) for value in get_args(annotation)}
-    if get_origin(annotation) in (tuple, list) or annotation in (tuple, list, np.ndarray):
-        return {list}.union(*map(_kinds, get_args(annotation)))
-    if get_args(annotation):
-        return set[type]().union(*map(_kinds, get_args(annotation)))
-    return {annotation} if annotation in (bool, int, float, str, NoneType) else set()  # type: ignore[arg-type]
+    many = get_origin(annotation) in (tuple, list) or annotation in (tuple, list, np.ndarray)
+    if not many and not get_args(annotation):
+        return {annotation} if annotation in (bool, int, float, str, NoneType) else set()  # type: ignore[arg-type]
+    parts = get_args(annotation) if deep or not many else ()
+    return ({list} if many else set()).union(*(_kinds(part, deep) for part in parts))
 
 
-def _fits(value: object, known: set[type]) -> bool:
+def _fits(value: object, known: set[type], inner: set[type]) -> bool:
     if isinstance(value, list):
-        return list in known and all(_fits(part, known | {NoneType}) for part in value)
+        return list in known and all(_fits(part, inner, inner) for part in value)
     if isinstance(value, float) and not math.isfinite(value):
         return float in known and value == -math.inf  # the lowest of all log-SNR
     return type(value) in known or (type(value) is int and float in known)
