@@ -1,6 +1,7 @@
 """Print the lowest versions that `pyproject.toml` allows, as requirements: `python tests/lowest.py`.
 
-The libraries that load folders of others, of which the tests name two, are among them. torch is left out: its oldest release may have no build for the CPU where the tests run.
+The libraries that load folders of others, of which the tests name two, are among them.
+torch is left out: its oldest release may have no build for the CPU where the tests run.
 """
 
 import re
