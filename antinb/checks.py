@@ -1,18 +1,23 @@
 """What arguments must be: each check takes a name, a value and its range, and returns the value or raises one line.
 
-Numpy's scalars are numbers and booleans like Python's own; a text or a number is no boolean. What others wrote, such as
-the text of a file, is shown by `quoted` or `plain`: in one line of printable characters, and cut where it is long.
+Numpy's scalars are numbers and booleans like Python's own; a text or a number is no boolean. `typed` is the door of the
+public functions: it compares every argument with the signature, before the function checks the ranges. What others
+wrote, such as the text of a file, is shown by `quoted` or `plain`: in one line, printable, and cut where it is long.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import math
 import operator
 import os
 import reprlib
-from collections.abc import Collection, Sequence
+import typing
+from collections.abc import Callable, Collection, Sequence
+from types import NoneType, UnionType
+from typing import Any, ParamSpec, TypeVar, Union
 
 import numpy as np
 
@@ -20,6 +25,12 @@ __all__: list[str] = []
 
 LARGEST_SEED = 2**63 - 1
 CUT = 160  # characters of a value in a message
+
+KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a text", NoneType: "None"}
+KINDS |= {np.ndarray: "an array of real numbers", Callable: "a function"}
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = CUT
@@ -85,6 +96,79 @@ def unknown(what: str, name: str, known: Collection[str], otherwise: str) -> str
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
     return f"{what} is called {quoted(name)}; {hint}"
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that takes what its signature says: numbers, booleans, texts, arrays and objects of a class.
+
+    Numpy's scalars become Python's. Arrays of numbers may be lists; they are passed on as they are. Other kinds of
+    arguments, such as protocols, are the function's own business.
+
+    Raises:
+        ValueError: in the call, naming the argument, what it must be and what was given.
+    """
+    signature, name = inspect.signature(function), function.__name__
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        hints = _hints(function)
+        for key, value in given.arguments.items():
+            kind = signature.parameters[key].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                given.arguments[key] = tuple(
+                    _fitted(f"{name}: each of {key}", one, hints.get(key, Any)) for one in value
+                )
+            elif kind is not inspect.Parameter.VAR_KEYWORD:
+                given.arguments[key] = _fitted(f"{name}: {key}", value, hints.get(key, Any))
+        return function(*given.args, **given.kwargs)
+
+    return call
+
+
+@functools.cache
+def _hints(function: Callable) -> dict[str, Any]:
+    return typing.get_type_hints(function)
+
+
+def _fitted(what: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
+    """Return a value that is of one of the kinds in a hint, numpy's scalars as Python's, or raise."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    if not all(isinstance(kind, type) and not getattr(kind, "_is_protocol", False) for kind in kinds):
+        return value
+    if any(kind.__name__ == "Dataset" for kind in kinds):  # `dataset.images` says what a run is
+        return value
+    if isinstance(value, np.generic) and not isinstance(value, kinds):
+        value = value.item()
+    known = {kind for kind in kinds if kind not in (bool, int, float, np.ndarray)}
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = (
+        (bool in kinds and isinstance(value, bool))
+        or (float in kinds and numeric)
+        or (int in kinds and numeric and isinstance(value, int))
+        or isinstance(value, tuple(known))
+        or (np.ndarray in kinds and _is_array(value))
+        or (tuple in kinds and isinstance(value, list))
+    )
+    if not fits:
+        names = " or ".join(KINDS.get(kind, f"a {kind.__name__}") for kind in kinds)
+        simple = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
+        raise ValueError(f"{what} must be {names}; got {quoted(value) if simple else f'a {type(value).__name__}'}")
+    return value
+
+
+def _is_array(value: object) -> bool:
+    """Return whether a value is an array of numbers or booleans, or lists of them."""
+    if not isinstance(value, (np.ndarray, list, tuple)) and not hasattr(value, "__array__"):
+        return False
+    try:
+        return np.asarray(value).dtype.kind in "fiub"
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def level(value: float) -> float:

@@ -13,6 +13,7 @@ LEAST = 1e-9
 BETS = np.linspace(0, 1, 101)[1:]
 
 
+@checks.typed
 def bounded_p_value(values: np.ndarray, mean: float, alternative: str) -> float:
     """Return the p-value of "the mean of values in [0, 1] is at most (at least) `mean`".
 

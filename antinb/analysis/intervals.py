@@ -37,6 +37,7 @@ def t_quantile(level: float, df: npt.ArrayLike) -> np.ndarray:
     return special.stdtrit(df, (1 + level) / 2)
 
 
+@checks.typed
 def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the t intervals of unit means, `(..., units)` to two arrays `(...)`.
 
@@ -107,6 +108,7 @@ def two_stage(means: np.ndarray, first: int, level: float) -> float:
     return float(max(spreads) / len(means) ** 0.5)
 
 
+@checks.typed
 def jackknife(
     estimator: Vector, units: int, level: float, *, strata: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,6 +210,7 @@ def bootstrap_t(
     return float(estimate), float(low), float(high)
 
 
+@checks.typed
 def coverage(
     pool: np.ndarray | tuple[np.ndarray, ...],
     units: int | tuple[int, ...],

@@ -30,6 +30,7 @@ __all__ = ["Diffusion", "from_mixture", "make_scheduler"]
 Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
 
 
+@checks.typed
 def make_scheduler(config: Mapping[str, Any], name: str = "ddim", *, clip: bool | None = None) -> Scheduler:
     """Return the diffusers scheduler `name` with the noise levels of `config`.
 
@@ -202,6 +203,7 @@ def from_network(
     return Diffusion(config=config, steps=steps_of(config), **parts(network, **identity))
 
 
+@checks.typed
 def from_mixture(mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, Any], **identity: object) -> Diffusion:
     """Return the generator of an exact mixture whose `(d,)` values are laid out as `shape`; it does not clip.
 

@@ -85,6 +85,7 @@ class Design:
         return {"name": self.name, "members": self.members, **self.parameters}
 
 
+@checks.typed
 def iid(units: int, members: int = 1) -> Design:
     """Return independent draws, one member a unit: plain Monte Carlo.
 
@@ -103,6 +104,7 @@ def iid(units: int, members: int = 1) -> Design:
     return Design("iid", units, count, lambda rng, shape: rng.standard_normal((count, *shape)))
 
 
+@checks.typed
 def antithetic(units: int, *, start_only: bool = False) -> Design:
     """Return pairs `z, -z`; the correlation of the members is -1.
 
@@ -133,6 +135,7 @@ def antithetic(units: int, *, start_only: bool = False) -> Design:
     return Design("antithetic", units, 2, pair, signs=(1, -1))
 
 
+@checks.typed
 def partial(units: int, mask: np.ndarray, *, redraw: bool = False) -> Design:
     """Return pairs that differ where the mask is true and are equal elsewhere.
 
@@ -175,6 +178,7 @@ def partial(units: int, mask: np.ndarray, *, redraw: bool = False) -> Design:
     return Design("partial", units, 2, pair, parameters={"mask": [*mask.shape, bits], "redraw": redraw})
 
 
+@checks.typed
 def simplex(units: int, k: int) -> Design:
     """Return groups of k members `z_j = sqrt(k / (k - 1)) (w_j - mean(w))` that sum to zero.
 

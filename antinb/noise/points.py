@@ -22,6 +22,7 @@ BASES = ("pixel", "spectral", "learned")
 Uniforms = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
+@checks.typed
 def sobol(
     units: int,
     n: int,
@@ -78,6 +79,7 @@ def sobol(
     return layout.design("sobol", units, n, uniforms=uniforms, parameters={"leading": first})
 
 
+@checks.typed
 def latin(
     units: int,
     n: int,

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from antinb import dataset
+from antinb import checks, dataset
 from antinb.reporting import results
 
 __all__ = ["Report", "open", "size", "versions"]
@@ -34,6 +34,7 @@ FIGURE_ID = re.compile(r"fig-\d\d-\d+")
 RULE = re.compile(r"(?:(?P<side>[<>])\s*(?P<margin>[-+]?\d*\.?\d+))|within\s+(?P<width>\d*\.?\d+)")
 
 
+@checks.typed
 def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
     """Return a size of a notebook's work: the given one, or the profile's if it is None.
 
@@ -51,6 +52,7 @@ def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
     return {"smoke": smoke, "full": full}[profile] if given is None else given
 
 
+@checks.typed
 def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -> Report:
     """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`, or where `antinb run` says.
 

@@ -75,6 +75,7 @@ class Classifier:
         return torch.cat([network(part) for part in parts]).double().numpy().reshape(*images.shape[:-3], -1)
 
 
+@checks.typed
 def load(name: str | Path) -> Classifier:
     """Return the shipped classifier of that name, such as `"fashion-classifier"`, or the one in a folder.
 

@@ -95,6 +95,7 @@ class Linear:
         return {"name": self.name, **self.parameters}
 
 
+@checks.typed
 def inpainting(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     """Return the operator that keeps the pixels where a mask is true, `(B, C, H, W)` to `(B, C, kept)`.
 
@@ -110,6 +111,7 @@ def inpainting(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     return Linear("inpainting", shape, lambda x: x.flatten(-2)[..., places.to(x.device)], {"kept": places.tolist()})
 
 
+@checks.typed
 def superresolution(shape: tuple[int, int, int], factor: int) -> Linear:
     """Return the antialiased bicubic reduction by a factor, `(B, C, H, W)` to `(B, C, H / factor, W / factor)`.
 
@@ -124,14 +126,13 @@ def superresolution(shape: tuple[int, int, int], factor: int) -> Linear:
     if height % factor or width % factor:
         raise ValueError(f"factor must divide height and width, {height} and {width}; got {factor}")
     rows, columns = (
-        functional.interpolate(torch.eye(side, dtype=torch.float64)[None, None], (side // factor, side), **BICUBIC)[
-            0, 0
-        ]
+        functional.interpolate(torch.eye(side).double()[None, None], (side // factor, side), **BICUBIC)[0, 0]
         for side in (height, width)
     )
     return Linear("superresolution", shape, lambda x: rows.to(x) @ x @ columns.T.to(x), {"factor": factor})
 
 
+@checks.typed
 def deblurring(shape: tuple[int, int, int], width: float) -> Linear:
     """Return the Gaussian blur `k * x` of a standard deviation in pixels, `(B, C, H, W)` to the same.
 
@@ -152,6 +153,7 @@ def deblurring(shape: tuple[int, int, int], width: float) -> Linear:
     return Linear("deblurring", shape, lambda x: rows.to(x) @ x @ columns.T.to(x), {"width": width})
 
 
+@checks.typed
 def fourier(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     """Return the unitary Fourier coefficients where a mask is true, real and imaginary, `(B, C, kept, 2)`: MRI.
 
@@ -168,6 +170,7 @@ def fourier(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     return Linear("fourier", shape, coefficients, {"kept": places.tolist()})
 
 
+@checks.typed
 def tomography(shape: tuple[int, int, int], views: int) -> Linear:
     r"""Return parallel-beam projections, `(B, C, H, W)` to `(B, C, views, W)`: sparse-view CT of small images.
 
@@ -200,6 +203,7 @@ def tomography(shape: tuple[int, int, int], views: int) -> Linear:
     return Linear("tomography", shape, projections, {"views": views})
 
 
+@checks.typed
 def random_mask(size: tuple[int, int], share: float, *, seed: int) -> np.ndarray:
     """Return a mask `(H, W)` that is true at a share of its places, rounded, drawn without replacement.
 
@@ -217,6 +221,7 @@ def random_mask(size: tuple[int, int], share: float, *, seed: int) -> np.ndarray
     return mask.reshape(height, width)
 
 
+@checks.typed
 def box_mask(size: tuple[int, int], side: int) -> np.ndarray:
     """Return a mask `(H, W)` that is false in a square of this side in the middle, true around it.
 
@@ -234,6 +239,7 @@ def box_mask(size: tuple[int, int], side: int) -> np.ndarray:
     return mask
 
 
+@checks.typed
 def line_mask(size: tuple[int, int], share: float, *, centre: int = 4, seed: int) -> np.ndarray:
     """Return a mask `(H, W)` of whole rows of frequencies: the `centre` lowest, and a random share of the others.
 
@@ -241,11 +247,10 @@ def line_mask(size: tuple[int, int], share: float, *, centre: int = 4, seed: int
         ValueError: if the share is not from 0 to 1, `centre` not from 1 to the height, or the seed is negative.
     """
     height, width = checks.shape(size)
+    centre = checks.integer("centre", centre, 1, height)
     order = np.argsort(np.abs(np.fft.fftfreq(height)), kind="stable")
     order[centre:] = np.random.default_rng(checks.seed(seed)).permutation(order[centre:])
-    chosen = checks.integer("centre", centre, 1, height) + round(
-        checks.number("share", share, 0, 1) * (height - centre)
-    )
+    chosen = centre + round(checks.number("share", share, 0, 1) * (height - centre))
     return np.broadcast_to(np.isin(np.arange(height), order[:chosen])[:, None], (height, width)).copy()
 
 
@@ -308,9 +313,8 @@ def matrix(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype = torc
 
 
 def _places(shape: tuple[int, int, int], mask: np.ndarray) -> torch.Tensor:
-    mask = np.asarray(mask)
+    mask = checks.kept(mask)
     if mask.dtype != bool or mask.shape != tuple(shape[-2:]) or not mask.any():
-        raise ValueError(
-            f"a mask must be boolean, of shape {tuple(shape[-2:])}, and keep something; got {mask.dtype}, {mask.shape}"
-        )
+        found = f"{mask.dtype}, {mask.shape}"
+        raise ValueError(f"a mask must be boolean, of shape {tuple(shape[-2:])}, and keep something; got {found}")
     return torch.from_numpy(np.flatnonzero(mask))
