@@ -24,10 +24,12 @@ import numpy as np
 __all__: list[str] = []
 
 LARGEST_SEED = 2**63 - 1
+LARGEST_INTEGER = 2**1023  # that a double holds
 CUT = 160  # characters of a value in a message
 
 KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a text", NoneType: "None"}
 KINDS |= {np.ndarray: "an array of real numbers", Callable: "a function"}
+STATISTICS = ("statistic", "statistics", "asked")  # `analysis.naming` knows more of them
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +72,7 @@ def integer(what: str, value: int, low: int, high: int = 2**31 - 1) -> int:
 def number(what: str, value: float, low: float, high: float) -> float:
     """Return `value` as a float if it is a number from `low` to `high`, else raise a ValueError with the rule."""
     known = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not known or not low <= value <= high:
+    if not known or not low <= value <= high or (isinstance(value, int) and abs(value) > LARGEST_INTEGER):
         raise ValueError(f"{what} must be a number from {low:g} to {high:g}; got {quoted(value)}")
     return float(value)
 
@@ -136,9 +138,22 @@ def _hints(function: Callable) -> dict[str, Any]:
 
 def _fitted(what: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     """Return a value that is of one of the kinds in a hint, numpy's scalars as Python's, or raise."""
+    if typing.get_origin(hint) is tuple and {*typing.get_args(hint)} - {...} == {int}:
+        sizes, wanted = shape(value), len(typing.get_args(hint))
+        if ... not in typing.get_args(hint) and len(sizes) != wanted:
+            raise ValueError(f"{what} must be {wanted} sizes; got {quoted(value)}")
+        return sizes
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
-    if not all(isinstance(kind, type) and not getattr(kind, "_is_protocol", False) for kind in kinds):
+    if not all(isinstance(kind, type) for kind in kinds):
+        return value
+    protocol = kinds[0] if getattr(kinds[0], "_is_protocol", False) else None
+    lost = [name for name in vars(protocol or object) if name[0] != "_" and not hasattr(value, name)]
+    if protocol and lost:
+        raise ValueError(
+            f"{what} must have {', '.join(lost)}, as a {protocol.__name__} has; got a {type(value).__name__}"
+        )
+    if protocol:
         return value
     if any(kind.__name__ == "Dataset" for kind in kinds):  # `dataset.images` says what a run is
         return value
@@ -158,6 +173,8 @@ def _fitted(what: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
         names = " or ".join(KINDS.get(kind, f"a {kind.__name__}") for kind in kinds)
         simple = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
         raise ValueError(f"{what} must be {names}; got {quoted(value) if simple else f'a {type(value).__name__}'}")
+    if np.ndarray in kinds and not isinstance(value, (np.ndarray, *known)):
+        return np.asarray(value)
     return value
 
 

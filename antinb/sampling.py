@@ -145,9 +145,8 @@ def _classes(condition: object) -> np.ndarray:
 
 def _conditions(classes: np.ndarray, units: int) -> np.ndarray:
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (units,)) or classes.min() < 0:
-        raise ValueError(
-            f"condition must be one class, or one for each of {units} units, from 0; got {checks.quoted(classes.tolist())}"
-        )
+        found = checks.quoted(classes.tolist())
+        raise ValueError(f"condition must be one class, or one for each of {units} units, from 0; got {found}")
     return np.broadcast_to(classes, (units,))
 
 

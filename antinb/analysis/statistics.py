@@ -35,8 +35,17 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 MARGIN = 5  # pixels at each border where the window of SSIM does not fit
 
 
+def _real(images: np.ndarray) -> np.ndarray:
+    """Return images as an array `(..., channel, y, x)` of real numbers; ValueError if they are none."""
+    found = checks.array("an image", images)
+    if found.ndim < 3 or not found.size:
+        raise ValueError(f"images are (..., channel, y, x), each with a value; got {found.shape}")
+    return found
+
+
 def luma(images: np.ndarray) -> np.ndarray:
     """Return the luma, `(..., channel, y, x)` to `(..., y, x)`; one or three channels, else ValueError."""
+    images = _real(images)
     weights = {1: [1.0], 3: [0.299, 0.587, 0.114]}.get(images.shape[-3])
     if weights is None:
         raise ValueError(f"the luma is defined for 1 or 3 channels; got {images.shape[-3]}")
@@ -50,7 +59,7 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
         >>> pixel_mean(np.full((2, 3, 4, 4), 0.25))
         array([0.25, 0.25])
     """
-    return images.mean((-3, -2, -1), dtype=np.float64)
+    return _real(images).mean((-3, -2, -1), dtype=np.float64)
 
 
 def brightness(images: np.ndarray) -> np.ndarray:

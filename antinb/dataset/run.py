@@ -62,6 +62,13 @@ def build(
         >>> run["image"].dims, config(run)
         (('unit', 'member', 'channel', 'y', 'x'), {'seed': 0})
     """
+    shapes = {name: getattr(part, "ndim", None) for name, part in variables.items()}
+    if shapes.get("image") != len(DIMS) or not set(shapes.values()) <= {len(DIMS), len(STEPPED)}:
+        raise ValueError(f"a run has an array 'image' by {DIMS}, and others with a step; got {quoted(shapes)}")
+    try:
+        json.dumps(dict(config))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a configuration holds what JSON can; {plain(error)}") from None
     arrays = {name: (DIMS if values.ndim == len(DIMS) else STEPPED, values) for name, values in variables.items()}
     data = xr.Dataset(arrays, coords={"unit": np.arange(variables["image"].shape[0])})
     data["image"].attrs["range"] = json.dumps(RANGE)

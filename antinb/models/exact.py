@@ -259,6 +259,7 @@ def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float =
         >>> two_component(torch.zeros(3), torch.ones(3), weight=0.75).mean.tolist()
         [0.5, 0.5, 0.5]
     """
+    checks.number("variance", variance, 1e-300, 1e300)
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1); got {weight!r}")
     if centre.ndim != 1 or centre.shape != offset.shape:

@@ -39,7 +39,10 @@ class Parts(TypedDict):
 
 def scheduler(kind: type[Scheduler], config: Mapping[str, Any]) -> Scheduler:
     """Return a diffusers scheduler with the settings of a configuration that it knows."""
-    made = kind.from_config(settings(config))
+    try:
+        made = kind.from_config(settings(config))
+    except Exception as error:
+        raise ValueError(f"the configuration describes no {kind.__name__}: {checks.reason(error)}") from None
     return made[0] if isinstance(made, tuple) else made
 
 

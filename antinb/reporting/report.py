@@ -45,11 +45,10 @@ def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
         >>> size(None, "smoke", smoke=16, full=512), size(100, "smoke", smoke=16, full=512)
         (16, 100)
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be one of {PROFILES}; got {profile!r}")
-    if given is not None and given < 1:
-        raise ValueError(f"a size must be at least 1; got {given}")
-    return {"smoke": smoke, "full": full}[profile] if given is None else given
+    checks.choice("profile", profile, PROFILES)
+    sizes = {"smoke": smoke, "full": full, "given": smoke if given is None else given}
+    sizes = {name: checks.integer(f"the size {name!r}", number, 1) for name, number in sizes.items()}
+    return sizes[profile] if given is None else sizes["given"]
 
 
 @checks.typed
