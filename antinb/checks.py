@@ -117,7 +117,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
-        hints = _hints(function)
+        hints = {key: Any if key in STATISTICS else hint for key, hint in _hints(function).items()}
         for key, value in given.arguments.items():
             kind = signature.parameters[key].kind
             if kind is inspect.Parameter.VAR_POSITIONAL:

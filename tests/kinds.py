@@ -6,12 +6,12 @@ is wrong gives one line.
 
 import inspect
 import os
+import pkgutil
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import test_house
 import torch
 import xarray as xr
 from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
@@ -300,11 +300,13 @@ SKIPPED = {
 def found():
     """Return every public function of the package by its name, the figures and what `SKIPPED` names left out."""
     functions = {}
-    for path in test_house.public():
-        module, _, key = path.rpartition(".")
-        value = getattr(import_module(module), key)
-        if inspect.isfunction(value) and path not in SKIPPED and "figures" not in path:
-            functions[path.removeprefix("antinb.")] = value
+    for module in pkgutil.walk_packages(antinb.__path__, "antinb."):
+        if not module.name.endswith("__main__"):
+            room = import_module(module.name)
+            for value in (getattr(room, key) for key in getattr(room, "__all__", [])):
+                path = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+                if inspect.isfunction(value) and path not in SKIPPED and "figures" not in path:
+                    functions[path.removeprefix("antinb.")] = value
     return functions
 
 

@@ -118,7 +118,7 @@ def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0
         >>> matched(target, kept, at=0.5)["estimate"].item()
         0.25
     """
-    target, kept = np.asarray(target, float), np.asarray(kept, float)
+    target, kept, at = np.asarray(target, float), np.asarray(kept, float), checks.number("at", at, -1e300, 1e300)
     if target.shape != kept.shape or target.ndim != 3 or len(target) != 2:
         raise ValueError(f"target and kept are (2, settings, units); got {target.shape} and {kept.shape}")
     defined = np.isfinite(target).all((0, 1)) & np.isfinite(kept).all((0, 1))

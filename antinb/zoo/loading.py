@@ -146,7 +146,6 @@ def _place(source: str | Path) -> Path:
     raise ValueError(checks.unknown("no model or folder", name, known, "shipped are"))
 
 
-@checks.typed
 def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sampler:
     """Return the generator of a network with fresh random weights, which shows what its architecture does by itself.
 
@@ -168,7 +167,6 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
     return _from_network(network, config, **identity).with_(steps=steps)
 
 
-@checks.typed
 def mixture(name: str) -> Mixture:
     """Return the exact mixture behind a shipped model, in double precision, for its closed forms.
 

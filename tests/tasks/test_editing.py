@@ -272,5 +272,7 @@ def test_a_target_needs_classes(mixture_generator):
     editor = editing.sd_edit(mixture_generator, IMAGES)
     with pytest.raises(ValueError, match="needs an editor with classes"):
         editing.measure(
-            antinb.sample(editor, noise.iid(2), seed=0, progress=False), editor, classifier.load("fashion-classifier")
+            antinb.sample(editor, noise.iid(2), seed=0, condition=[0, 1], progress=False),
+            editor,
+            classifier.load("fashion-classifier"),
         )
