@@ -145,7 +145,7 @@ def _fitted(what: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
         return sizes
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
-    if not all(isinstance(kind, type) for kind in kinds):
+    if Any in kinds or not all(isinstance(kind, type) for kind in kinds):
         return value
     protocol = kinds[0] if getattr(kinds[0], "_is_protocol", False) else None
     lost = [name for name in vars(protocol or object) if name[0] != "_" and not hasattr(value, name)]

@@ -269,10 +269,7 @@ def test_measures_of_edits_that_are_the_source_another_image_and_the_target():
 
 
 def test_a_target_needs_classes(mixture_generator):
-    editor = editing.sd_edit(mixture_generator, IMAGES)
+    editor, judge = editing.sd_edit(mixture_generator, IMAGES), classifier.load("fashion-classifier")
+    run = antinb.sample(editor, noise.iid(2), seed=0, condition=[0, 1], progress=False)
     with pytest.raises(ValueError, match="needs an editor with classes"):
-        editing.measure(
-            antinb.sample(editor, noise.iid(2), seed=0, condition=[0, 1], progress=False),
-            editor,
-            classifier.load("fashion-classifier"),
-        )
+        editing.measure(run, editor, judge)
