@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from antinb import checks, noise
+from antinb import checks, dataset, noise
 from antinb.analysis import controls, estimation
 from antinb.analysis.intervals import jackknife, t_quantile, two_stage
+from antinb.analysis.naming import named
 from antinb.analysis.statistics import Statistic, measure, unit_means
 from antinb.dataset import defined, evaluations
 from antinb.models.generator import Generator
@@ -24,6 +25,7 @@ from antinb.sampling import sample
 
 __all__ = ["candidates", "plan", "run_until"]
 
+MOST = 10**12  # units, more than a plan can mean
 LEAST = 20  # units, for the t quantile to cost little width
 
 
@@ -38,6 +40,7 @@ def designs(points: int) -> dict[str, Callable[[int], Design]]:
     }
 
 
+@checks.typed
 def plan(
     generator: Generator,
     *asked: Statistic,
@@ -89,6 +92,7 @@ def plan(
     """
     checks.level(level)
     units = checks.integer("the pilot's units", units, 8)
+    named(asked)
     if not asked or (half_width is None) == (budget is None):
         raise ValueError(
             f"a plan needs statistics and either half_width or budget; got {len(asked)}, {half_width}, {budget}"
@@ -111,6 +115,7 @@ def plan(
     return _recommend(table, budget).drop(columns=["variance", "cost", "unit_cost", "coarse_cost"])
 
 
+@checks.typed
 def run_until(
     generator: Generator,
     first: Design,
@@ -150,6 +155,7 @@ def run_until(
     """
     checks.level(level)
     checks.integer("the units of the first stage", first.units, LEAST)
+    named(asked)
     aims = _aims(half_width, len(asked))
     if most is not None:
         checks.integer("most", most, 1, 2**63)
@@ -172,6 +178,7 @@ def run_until(
     return rows.assign(low=low, high=high, method="two stages", se=se, df=df).drop(columns="dropped")
 
 
+@checks.typed
 def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level: float | None = None) -> pd.DataFrame:
     """Return what a pilot of `noise.sobol(units, points, antithetic=True)` says of each of the `designs`.
 
@@ -196,9 +203,11 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
         >>> candidates(fine)["design"].tolist()
         ['iid', 'antithetic', 'sobol(4)', 'sobol(8, antithetic)']
     """
-    about = json.loads(fine.attrs["design"])
-    if about["name"] != "sobol" or not about["antithetic"]:
-        raise ValueError(f"a pilot is a run of noise.sobol(..., antithetic=True); got {about['name']!r}")
+    fine = dataset.measured(fine, "statistic", "seed")
+    coarse = None if coarse is None else dataset.measured(coarse, "statistic", "seed")
+    name, about = dataset.design(fine), json.loads(fine.attrs["design"])
+    if name != "sobol" or not about.get("antithetic") or about.get("members") != fine.sizes["member"]:
+        raise ValueError(f"a pilot is a run of noise.sobol(..., antithetic=True); got {name!r}")
     tables, points = [fine] if coarse is None else [fine, coarse], about["members"]
     costs = [evaluations(fine) / fine[0].size] if coarse is None else controls.two_costs(fine, coarse)
     half, rows = points // 2, []
@@ -261,7 +270,11 @@ def _size(table: pd.DataFrame, aims: dict[str, float] | None, left: int | None, 
     variance, cost = table["variance"].to_numpy(float), table["cost"].to_numpy(float)
     if aims is not None:
         aim = np.array([aims[name] for name in table["statistic"]])
-        units = np.maximum(LEAST, np.ceil(quantile(np.inf) ** 2 * variance / aim**2)).astype(int)
+        wanted = np.ceil(quantile(np.inf) ** 2 * (variance**0.5 / aim) ** 2)
+        if not (wanted <= MOST).all():
+            rule = f"half_width must need at most {MOST} units"
+            raise ValueError(f"{rule}; got {checks.quoted(list(aims.values()))}, {wanted.max():.3g} units")
+        units = np.maximum(LEAST, wanted).astype(int)
         while (short := quantile(units - 1) ** 2 * variance / units > aim**2).any():
             units = units + short
     else:

@@ -21,6 +21,7 @@ ROUNDING = 1e-3  # root mean square of a difference that another cut into batche
 HALF_ROUNDING = 0.02  # the same in half precision, and where the precision is not known
 
 
+@checks.typed
 def sample(
     generator: Generator,
     design: Design,
@@ -67,12 +68,14 @@ def sample(
         {'unit': 3, 'member': 2, 'channel': 1, 'y': 28, 'x': 28}
     """
     batch, seed = checks.integer("batch", batch, 1), checks.seed(seed)
+    if not all(hasattr(generator, name) for name in ("shape", "evaluations", "generate", "describe")):
+        raise ValueError(f"a generator is what antinb.load returns; got a {type(generator).__name__}")
     if not isinstance(store, (str, os.PathLike, type(None))):
         raise ValueError(f"store must be a path or None; got {store!r}")
     traced = isinstance(generator, Integrator)
     if trajectory and not traced:
         raise ValueError(f"trajectories need a network with its scheduler; got a {type(generator).__name__}")
-    given = None if condition is None else np.asarray(condition)
+    given = None if condition is None else _classes(condition)
     conditions = None if given is None else _conditions(given, design.units)
     averaged = getattr(generator, "members", None)
     if averaged not in (None, design.members) or (averaged or 0) > batch:
@@ -93,6 +96,9 @@ def sample(
         "condition": conditions,
         "timesteps": list(generator.timesteps) if trajectory and traced else None,
     }
+    if store is None:
+        kept = 2 * len(labels["timesteps"]) + 1 if labels["timesteps"] else 1
+        checks.memory(f"a run of {design.units} units", design.units, design.members, kept, *generator.shape)
     size = {"units": design.units, "shard": max(1, batch // design.members)}
     made = {"seed": seed, "batch": batch, "trajectory": trajectory}
     run = dataset.Memory(config, **size, **labels) if store is None else dataset.Store(store, config, **size, **labels)
@@ -129,11 +135,18 @@ def _check_equal(first: np.ndarray, again: np.ndarray, unit: int, config: dict[s
         )
 
 
+def _classes(condition: object) -> np.ndarray:
+    """Return classes as an array, refusing what makes none, such as lists of lists of several lengths."""
+    try:
+        return np.asarray(condition)
+    except ValueError:
+        raise ValueError(f"condition must be one class, or one a unit; got {checks.quoted(condition)}") from None
+
+
 def _conditions(classes: np.ndarray, units: int) -> np.ndarray:
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (units,)) or classes.min() < 0:
-        raise ValueError(
-            f"condition must be one class, or one for each of {units} units, from 0; got {classes.tolist()!r}"
-        )
+        found = checks.quoted(classes.tolist())
+        raise ValueError(f"condition must be one class, or one for each of {units} units, from 0; got {found}")
     return np.broadcast_to(classes, (units,))
 
 

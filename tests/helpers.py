@@ -36,9 +36,10 @@ def random_mixture(components=3, dimension=64, rank=4, seed=0, dtype=torch.float
     )
 
 
-def tiny_unet(channels=1, **options):
+def tiny_unet(channels=1, null=True, **options):
+    """Return an untrained UNet; with classes the last one is its null class, unless `null` is false."""
     torch.manual_seed(0)
-    return UNet2DModel(
+    network = UNet2DModel(
         sample_size=8,
         in_channels=channels,
         out_channels=channels,
@@ -49,6 +50,9 @@ def tiny_unet(channels=1, **options):
         norm_num_groups=4,
         **options,
     )
+    if null and options.get("num_class_embeds"):
+        network.register_to_config(null_class=options["num_class_embeds"] - 1)
+    return network
 
 
 def tiny_transformer(**options):

@@ -1,5 +1,6 @@
 """500 random sets of parameters for each entrance: a result, or one clear line and nothing half-written."""
 
+import importlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -211,3 +212,33 @@ def test_a_run_of_a_notebook_ends_in_results_or_one_line(tmp_path, monkeypatch, 
         assert len([line for line in done.output.splitlines() if line.startswith("Error")]) == 1
         assert "Traceback" not in done.output
         assert not Path("out").exists()
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    """Return the table of values, whose runs are made when it is imported; few resamples are drawn."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("antinb.analysis.intervals.RESAMPLES", 19)
+        patched.setattr("antinb.analysis.estimation.MULTIPLIERS", 19)
+        yield importlib.import_module("kinds")
+
+
+@pytest.mark.slow
+@settings(RULES, max_examples=4000)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_every_public_function_is_right_or_refuses_in_one_line(kinds, data):
+    functions = {path: function for path, function in kinds.found().items() if kinds.kinds(path, function)}
+    path = data.draw(st.sampled_from(sorted(functions)))
+    known = kinds.kinds(path, functions[path])
+    keys = data.draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=2, unique=True))
+    changes = {key: data.draw(st.integers(0, kinds.count(path, functions[path], key) - 1)) for key in keys}
+    verdict, seen = kinds.outcome(path, functions[path], changes)
+    assert verdict in ("right", "refused"), f"{path} {changes}: {seen}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_plain_calls_of_the_table_are_right(kinds):
+    for path, function in kinds.found().items():
+        assert kinds.outcome(path, function, {}) == ("right", ""), path

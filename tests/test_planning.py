@@ -210,7 +210,7 @@ def test_more_bad_plans_are_one_line(mixture_generator):
         ),
         (
             lambda: planning.run_until(mixture_generator, noise.iid(20), BRIGHT, half_width=1, seed=0, most=np.nan),
-            "most must be an integer of at least 1; got nan",
+            "most must be an integer or None; got nan",
         ),
         (
             lambda: planning.run_until(mixture_generator, noise.iid(20), BRIGHT, half_width=1e-200, seed=0, most=10**6),

@@ -13,6 +13,7 @@ LEAST = 1e-9
 BETS = np.linspace(0, 1, 101)[1:]
 
 
+@checks.typed
 def bounded_p_value(values: np.ndarray, mean: float, alternative: str) -> float:
     """Return the p-value of "the mean of values in [0, 1] is at most (at least) `mean`".
 
@@ -72,5 +73,5 @@ def _log_capital(shares: np.ndarray, mean: float) -> float:
 def _shares(values: np.ndarray) -> np.ndarray:
     shares = np.asarray(values, float)
     if not shares.size or not ((shares >= -1e-9) & (shares <= 1 + 1e-9)).all():
-        raise ValueError(f"shares must be at least one value in [0, 1]; got {shares}")
+        raise ValueError(f"shares must be at least one value in [0, 1]; got {checks.quoted(shares)}")
     return shares.clip(0, 1)

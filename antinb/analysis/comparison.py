@@ -16,6 +16,7 @@ from antinb.analysis.intervals import cluster_bootstrap, row, t_interval
 __all__ = ["difference", "matched", "ratio", "win_rate"]
 
 
+@checks.typed
 def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.DataFrame:
     """Return the mean of `first - second`, each `(units,)`, its t interval and the two-sided p-value of 0.
 
@@ -38,6 +39,7 @@ def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) ->
     return pd.DataFrame([row(numbers, level=level, method="t over units", units=len(gaps), **more)])
 
 
+@checks.typed
 def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.DataFrame:
     r"""Return the ratio of the means of `first` and `second`, each `(units,)`, with its interval.
 
@@ -62,6 +64,7 @@ def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.D
     return pd.DataFrame([row((found, *ends), **about)])
 
 
+@checks.typed
 def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: float = 0.95) -> pd.DataFrame:
     """Return in which share of the units that are not ties `first` is the larger, with Wilson's interval.
 
@@ -88,6 +91,7 @@ def win_rate(first: np.ndarray, second: np.ndarray, *, tie: float = 0.0, level: 
     return pd.DataFrame([row(numbers, **about)])
 
 
+@checks.typed
 def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0.95) -> pd.DataFrame:
     """Return how much more the first of two methods keeps than the second where both reach the same target.
 
@@ -114,7 +118,7 @@ def matched(target: np.ndarray, kept: np.ndarray, *, at: float, level: float = 0
         >>> matched(target, kept, at=0.5)["estimate"].item()
         0.25
     """
-    target, kept = np.asarray(target, float), np.asarray(kept, float)
+    target, kept, at = np.asarray(target, float), np.asarray(kept, float), checks.number("at", at, -1e300, 1e300)
     if target.shape != kept.shape or target.ndim != 3 or len(target) != 2:
         raise ValueError(f"target and kept are (2, settings, units); got {target.shape} and {kept.shape}")
     defined = np.isfinite(target).all((0, 1)) & np.isfinite(kept).all((0, 1))

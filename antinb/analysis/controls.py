@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from antinb import checks
+from antinb import checks, dataset
 from antinb.analysis import estimation
 from antinb.analysis.intervals import row, welch
 from antinb.analysis.statistics import unit_means
@@ -18,6 +18,7 @@ from antinb.noise import Design, modes
 __all__ = ["coefficients", "direction", "features", "regression", "two_level"]
 
 
+@checks.typed
 def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int = 6) -> xr.DataArray:
     """Return functions of a run's noise whose mean is known to be 0, `(feature, unit, member)`.
 
@@ -51,6 +52,7 @@ def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int =
     return table.assign_coords(feature=names).transpose("feature", "unit", "member")
 
 
+@checks.typed
 def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
     """Return the least-squares coefficients `(statistic, feature)` of unit means on the features' unit means.
 
@@ -69,6 +71,7 @@ def coefficients(values: xr.DataArray, known: xr.DataArray) -> xr.DataArray:
     return _coefficients(values, known, _fit(y, x))
 
 
+@checks.typed
 def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, leading: int = 64) -> np.ndarray:
     """Return the direction `(leading,)` in the leading modes along which a statistic changes most, of length 1.
 
@@ -96,6 +99,7 @@ def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, le
         >>> direction(values, design, (1, 4, 4), leading=3).round(3) + 0.0
         array([1., 0., 0.])
     """
+    values = dataset.measured(values, "statistic", "seed", "design")
     if values.sizes["statistic"] != 1 or json.loads(values.attrs["design"]) != json.loads(json.dumps(noise.describe())):
         raise ValueError(f"a direction is that of one statistic and its own design; got {values.sizes['statistic']}")
     table = defined(values, values["statistic"].item())
@@ -105,6 +109,7 @@ def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, le
     return slope / np.linalg.norm(slope)
 
 
+@checks.typed
 def regression(
     values: xr.DataArray, known: xr.DataArray, *, folds: int = 10, fixed: xr.DataArray | None = None
 ) -> xr.DataArray:
@@ -133,6 +138,7 @@ def regression(
         True
     """
     folds = checks.integer("folds", folds, 2)
+    values, known = dataset.measured(values), dataset.measured(known, "feature")
     y, x = _shared_means(values, known, fitted=fixed is None)
     if fixed is not None:
         if fixed.attrs["seed"] == values.attrs["seed"]:
@@ -154,6 +160,7 @@ def regression(
     return (values - explained).assign_attrs(values.attrs, control=json.dumps("regression"))
 
 
+@checks.typed
 def two_level(
     fine: xr.DataArray, coarse: xr.DataArray, many: xr.DataArray, *, coefficient: float = 1.0, level: float = 0.95
 ) -> pd.DataFrame:
@@ -182,6 +189,7 @@ def two_level(
     """
     checks.level(level)
     b = checks.number("coefficient", coefficient, -1e9, 1e9)
+    fine, coarse, many = (dataset.measured(part, "statistic", "seed", "design") for part in (fine, coarse, many))
     two_costs(fine, coarse)
     check_same_generator(coarse, many)
     if many.attrs.get("condition") != coarse.attrs.get("condition"):
@@ -260,7 +268,7 @@ def _coefficients(values: xr.DataArray, known: xr.DataArray, beta: np.ndarray) -
 
 def _shared_means(values: xr.DataArray, known: xr.DataArray, *, fitted: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return unit means `(unit, statistic)` and `(unit, feature)`, refusing more features than can be fitted."""
-    _same_noise(values, known)
+    _same_noise(dataset.measured(values, "statistic", "seed", "design"), dataset.measured(known, "feature"))
     names = values["statistic"].values.tolist()
     y = np.stack([unit_means(values, name) for name in names], 1)
     x = known.transpose("unit", "member", "feature").values.mean(1)
@@ -271,9 +279,7 @@ def _shared_means(values: xr.DataArray, known: xr.DataArray, *, fitted: bool) ->
 
 def _same_noise(first: xr.DataArray, second: xr.DataArray) -> None:
     for key in ("design", "seed"):
-        if first.attrs[key] != second.attrs[key]:
-            raise ValueError(
-                f"both must be of the same noise; their {key} is {first.attrs[key]} and {second.attrs[key]}"
-            )
-    if first.sizes["unit"] != second.sizes["unit"]:
-        raise ValueError(f"both must have the same units; got {first.sizes['unit']} and {second.sizes['unit']}")
+        if first.attrs.get(key) is None or first.attrs[key] != second.attrs.get(key):
+            found = f"{checks.plain(first.attrs.get(key))} and {checks.plain(second.attrs.get(key))}"
+            raise ValueError(f"both must be of the same noise; their {key} is {found}")
+    dataset.same_units(first, second)

@@ -30,6 +30,7 @@ STEPPED = ("state", "predicted_noise")
 OVER_UNITS = "t over units"
 
 
+@checks.typed
 def pn(data: xr.Dataset, *, centred: bool = False) -> xr.DataArray:
     """Return the correlation of each unit, `corr(x_i0, x_i1)`, `(unit)` in [-1, 1].
 
@@ -64,6 +65,7 @@ def rr(data: xr.Dataset, *, centred: bool = False) -> np.ndarray:
     return crossfit.between(images, units, crossfit.correlate(images, units, centred))[0]
 
 
+@checks.typed
 def histogram(data: xr.Dataset, *, centred: bool = False, bins: int = 60) -> pd.DataFrame:
     """Return the density of the single correlations, a row a bin of [-1, 1]: `pairs, left, right, density`.
 
@@ -90,6 +92,7 @@ def histogram(data: xr.Dataset, *, centred: bool = False, bins: int = 60) -> pd.
     return pd.concat(tables)
 
 
+@checks.typed
 def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     """Return PN and RR correlations and their difference, standard and centred, one row each.
 
@@ -151,6 +154,7 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@checks.typed
 def pixel_map(data: xr.Dataset, *, min_sd: float = 2 / 255) -> xr.DataArray:
     """Return at each pixel the correlation over pairs of the two members' values, `(channel, y, x)`.
 
@@ -186,6 +190,7 @@ def pixel_map(data: xr.Dataset, *, min_sd: float = 2 / 255) -> xr.DataArray:
     return xr.DataArray(found, template.coords, template.dims, "correlation")
 
 
+@checks.typed
 def along(data: xr.Dataset, *, centred: bool = False, level: float = 0.95) -> pd.DataFrame:
     """Return the mean PN correlation of states and predicted noises, a row a `variable` and `step`.
 
@@ -210,6 +215,7 @@ def along(data: xr.Dataset, *, centred: bool = False, level: float = 0.95) -> pd
     return pd.DataFrame(rows)
 
 
+@checks.typed
 def paired_difference(
     first: xr.Dataset, second: xr.Dataset, *, centred: bool = False, level: float = 0.95
 ) -> pd.DataFrame:
@@ -221,6 +227,7 @@ def paired_difference(
     Raises:
         ValueError: if the runs differ in seed or number of units.
     """
+    dataset.same_units(dataset.images(first), dataset.images(second))
     seeds, sizes = ([kind(run) for run in (first, second)] for kind in (_seed, lambda run: run.sizes["unit"]))
     if len({*seeds}) > 1 or len({*sizes}) > 1:
         raise ValueError(f"paired runs share seed and number of units; got seeds {seeds}, units {sizes}")

@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 from scipy import special
 
-from antinb import dataset
+from antinb import checks, dataset
 from antinb.analysis.intervals import cluster_bootstrap, row
 from antinb.analysis.statistics import structural_similarity
 
@@ -25,6 +25,7 @@ KERNELS = 2**22  # in memory at once, before the mean over members
 Features = Callable[[np.ndarray], np.ndarray]
 
 
+@checks.typed
 def scores(run: xr.Dataset, features: Features) -> xr.DataArray:
     """Return three scores of every unit, `(score, unit)`.
 
@@ -58,6 +59,7 @@ def scores(run: xr.Dataset, features: Features) -> xr.DataArray:
     return xr.DataArray(values, {"score": list(SCORES), "unit": run["unit"]}, ["score", "unit"], attrs=run.attrs)
 
 
+@checks.typed
 def vendi(features: np.ndarray) -> np.ndarray:
     r"""Return the Vendi score of k items, `(..., k, d)` to `(...)` in [1, k].
 
@@ -83,6 +85,7 @@ def vendi(features: np.ndarray) -> np.ndarray:
     return np.where(defined, np.exp(special.entr(values.clip(0)).sum(-1)), np.nan)
 
 
+@checks.typed
 def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: float = 0.95) -> pd.DataFrame:
     r"""Return the kernel distance of the images of two runs, with an interval over units.
 

@@ -38,6 +38,7 @@ class Estimate:
         return self.estimate - half, self.estimate + half
 
 
+@checks.typed
 def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", drop: bool = False) -> pd.DataFrame:
     r"""Return the mean of each statistic with its interval, from the unit means of any plain design.
 
@@ -73,8 +74,8 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         ('contrast', 50)
     """
     checks.level(level)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
+    checks.choice("method", method, METHODS)
+    values = dataset.measured(values)
     rows = []
     for name in values["statistic"].values.tolist():
         table, conditions, dropped = _unit_members(values.sel(statistic=name), name, drop)
@@ -92,6 +93,7 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     return pd.DataFrame(rows)
 
 
+@checks.typed
 def compare(
     values: xr.DataArray, baseline: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop: bool = False
 ) -> pd.DataFrame:
@@ -131,6 +133,7 @@ def compare(
         True
     """
     checks.level(level)
+    values, baseline = (dataset.measured(part, "statistic", "seed", "design") for part in (values, baseline))
     check_same_generator(values, baseline)
     if values.attrs["seed"] == baseline.attrs["seed"]:
         raise ValueError(
@@ -159,6 +162,7 @@ def compare(
     return pd.DataFrame(rows)
 
 
+@checks.typed
 def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop: bool = False) -> pd.DataFrame:
     r"""Return from pairs which share of each statistic's variance is odd in the noise, and what pairing will do.
 
@@ -181,7 +185,8 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
     Raises:
         ValueError: as `interval`, for fewer than 8 pairs, several conditions or another design.
     """
-    if design(values) != "antithetic":
+    values = dataset.measured(values)
+    if values.sizes["member"] != 2 or design(values) != "antithetic":
         raise ValueError(f"odd shares come from pairs z, -z of noise.antithetic; got a run of {design(values)!r}")
     rows, about = [], {"level": level, "method": "bootstrap over units", "evaluations": evaluations(values)}
     for name in values["statistic"].values.tolist():
@@ -196,6 +201,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
     return pd.DataFrame(rows)
 
 
+@checks.typed
 def pixelwise(data: xr.Dataset, *, level: float = 0.95, min_sd: float = 1 / 255, seed: int = 0) -> xr.Dataset:
     r"""Return the mean image in [0, 1] with its interval at each pixel, and a band for all pixels at once.
 

@@ -37,6 +37,7 @@ def t_quantile(level: float, df: npt.ArrayLike) -> np.ndarray:
     return special.stdtrit(df, (1 + level) / 2)
 
 
+@checks.typed
 def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the t intervals of unit means, `(..., units)` to two arrays `(...)`.
 
@@ -45,7 +46,10 @@ def t_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]
         >>> round(float(low), 3), round(float(high), 3)
         (-0.484, 4.484)
     """
-    units = means.shape[-1]
+    checks.level(level)
+    units = means.shape[-1] if means.ndim else 0
+    if units < 2:
+        raise ValueError(f"an interval needs at least two unit means, (..., units); got {means.shape}")
     half = t_quantile(level, units - 1) * means.std(-1, ddof=1) / units**0.5
     return means.mean(-1) - half, means.mean(-1) + half
 
@@ -107,6 +111,7 @@ def two_stage(means: np.ndarray, first: int, level: float) -> float:
     return float(max(spreads) / len(means) ** 0.5)
 
 
+@checks.typed
 def jackknife(
     estimator: Vector, units: int, level: float, *, strata: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,6 +213,7 @@ def bootstrap_t(
     return float(estimate), float(low), float(high)
 
 
+@checks.typed
 def coverage(
     pool: np.ndarray | tuple[np.ndarray, ...],
     units: int | tuple[int, ...],
@@ -264,9 +270,9 @@ def coverage(
         raise ValueError(f"{rule}; got {method!r}, {len(pools)} pools, units {units!r}")
     means = [np.asarray(part, float) for part in pools]
     for part in means:
-        if part.ndim != 1 or not np.isfinite(part).all() or np.ptp(part) == 0:
-            raise ValueError(f"a pool is a vector of finite values that differ; got {part}")
-    wanted = sum(part.mean() for part in means) if truth is None else checks.number("truth", truth, -np.inf, np.inf)
+        if part.ndim != 1 or not part.size or not np.isfinite(part).all() or np.ptp(part) == 0:
+            raise ValueError(f"a pool is a vector of finite values that differ; got {checks.quoted(part)}")
+    wanted = sum(part.mean() for part in means) if truth is None else checks.number("truth", truth, -1e300, 1e300)
     rng, covered, width = np.random.default_rng(checks.seed(seed)), 0, 0.0
     block = max(1, DRAWN_AT_ONCE // max(counts))
     for start in range(0, experiments, block):

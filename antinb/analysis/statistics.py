@@ -6,12 +6,14 @@ image is `Y = .299 R + .587 G + .114 B`; a grey image is its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
 
-from antinb import dataset
+from antinb import checks, dataset
+from antinb.analysis.naming import named
 
 __all__ = [
     "Statistic",
@@ -33,8 +35,17 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 MARGIN = 5  # pixels at each border where the window of SSIM does not fit
 
 
+def _real(images: np.ndarray) -> np.ndarray:
+    """Return images as an array `(..., channel, y, x)` of real numbers; ValueError if they are none."""
+    found = checks.array("an image", images)
+    if found.ndim < 3 or not found.size:
+        raise ValueError(f"images are (..., channel, y, x), each with a value; got {found.shape}")
+    return found
+
+
 def luma(images: np.ndarray) -> np.ndarray:
     """Return the luma, `(..., channel, y, x)` to `(..., y, x)`; one or three channels, else ValueError."""
+    images = _real(images)
     weights = {1: [1.0], 3: [0.299, 0.587, 0.114]}.get(images.shape[-3])
     if weights is None:
         raise ValueError(f"the luma is defined for 1 or 3 channels; got {images.shape[-3]}")
@@ -48,7 +59,7 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
         >>> pixel_mean(np.full((2, 3, 4, 4), 0.25))
         array([0.25, 0.25])
     """
-    return images.mean((-3, -2, -1), dtype=np.float64)
+    return _real(images).mean((-3, -2, -1), dtype=np.float64)
 
 
 def brightness(images: np.ndarray) -> np.ndarray:
@@ -102,23 +113,29 @@ def centroid_y(images: np.ndarray) -> np.ndarray:
     return _centroid(images, -2)
 
 
+@checks.typed
 def event(statistic: Statistic, *, above: float) -> Statistic:
     """Return the statistic `1[S > above]`, whose mean is a probability; NaN stays NaN.
+
+    Raises:
+        ValueError: if the bound is no finite number, or the statistic is no function.
 
     Examples:
         >>> import numpy as np
         >>> event(brightness, above=0.6)(np.full((2, 1, 4, 4), 0.7))
         array([1., 1.])
     """
+    [name], above = named([statistic]), checks.number("above", above, -1e300, 1e300)
 
     def indicator(images: np.ndarray) -> np.ndarray:
         values = np.asarray(statistic(images), np.float64)
         return np.where(np.isnan(values), np.nan, values > above)
 
-    indicator.__name__ = f"{statistic.__name__} > {above:g}"
+    indicator.__name__ = f"{name} > {above:g}"
     return indicator
 
 
+@checks.typed
 def l1(truth: np.ndarray) -> Statistic:
     """Return the statistic `mean |x - truth|`, in [0, 1].
 
@@ -135,11 +152,13 @@ def l1(truth: np.ndarray) -> Statistic:
     return _against(truth, "l1", lambda x, known: np.abs(x - known).mean((-3, -2, -1)))
 
 
+@checks.typed
 def mse(truth: np.ndarray) -> Statistic:
     """Return the statistic `mean (x - truth)^2`, in [0, 1]; `truth` and errors as for `l1`."""
     return _against(truth, "mse", lambda x, known: np.square(x - known).mean((-3, -2, -1)))
 
 
+@checks.typed
 def psnr(truth: np.ndarray) -> Statistic:
     """Return the statistic `-10 log10 mean (x - truth)^2`, the peak signal-to-noise ratio in decibels.
 
@@ -160,6 +179,7 @@ def psnr(truth: np.ndarray) -> Statistic:
     return _against(truth, "psnr", decibels)
 
 
+@checks.typed
 def ssim(truth: np.ndarray) -> Statistic:
     """Return the statistic "structural similarity with the truth", in [-1, 1]; see `structural_similarity`.
 
@@ -203,6 +223,7 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return inner.reshape(first.shape[:-2]).mean(-1)
 
 
+@checks.typed
 def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     """Return the statistics of every image, `(statistic, unit, member)` in float64.
 
@@ -221,19 +242,16 @@ def measure(data: xr.Dataset, *statistics: Statistic) -> xr.DataArray:
     images = dataset.images(data)
     if not statistics:
         raise ValueError("measure needs at least one statistic, such as antinb.statistics.brightness")
-    names = [statistic.__name__ for statistic in statistics]
-    if len(set(names)) < len(names):
-        raise ValueError(f"statistics need names of their own; got {names}")
+    names = named(statistics)
     template = images.isel(channel=0, y=0, x=0, drop=True)
     values = np.empty((len(statistics), *template.shape))
     for units, block in dataset.blocks(images):
         scaled = dataset.scaled(block, *dataset.limits(data))
-        for place, statistic in enumerate(statistics):
-            column = np.asarray(statistic(scaled.copy()), np.float64)
-            if column.shape != block.shape[:2]:
-                raise ValueError(
-                    f"{statistic.__name__} must return one value an image, {block.shape[:2]}; got {column.shape}"
-                )
+        for place, (name, statistic) in enumerate(zip(names, statistics, strict=True)):
+            column = np.asarray(statistic(scaled.copy()))
+            if column.shape != block.shape[:2] or column.dtype.kind not in "fiub":
+                found = f"{column.shape} of {column.dtype}"
+                raise ValueError(f"{name} must return one number an image, {block.shape[:2]}; got {found}")
             values[place, units] = column
     labels = {"statistic": names, **template.coords}
     return xr.DataArray(values, labels, ("statistic", *template.dims), "image", {**images.attrs, **data.attrs})
@@ -244,6 +262,7 @@ def unit_means(values: xr.DataArray, name: str) -> np.ndarray:
     return dataset.defined(values, name).mean(1)
 
 
+@checks.typed
 def pooled(tables: Sequence[xr.DataArray]) -> xr.DataArray:
     r"""Return the deviations of several runs from their own means, all units in a row: `(statistic, unit, member)`.
 
@@ -254,6 +273,10 @@ def pooled(tables: Sequence[xr.DataArray]) -> xr.DataArray:
     Raises:
         ValueError: if there is no table, or they differ in statistics, members, units or design, or have one unit only.
     """
+    tables = [dataset.measured(table) for table in tables]
+    for first, second in itertools.combinations(tables, 2):
+        if first.identical(second):
+            raise ValueError("runs are pooled that are independent; two of them have the same values")
     kinds = {
         (table.shape, *table["statistic"].values.tolist(), dataset.design(table), dataset.evaluations(table))
         for table in tables
@@ -268,9 +291,11 @@ def pooled(tables: Sequence[xr.DataArray]) -> xr.DataArray:
 
 def _against(truth: np.ndarray, name: str, metric: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Statistic:
     low, high = dataset.RANGE
-    known = dataset.scaled(np.asarray(truth, np.float64), low, high)
-    if known.ndim != 3 or not np.isfinite(known).all():
-        raise ValueError(f"a truth is a finite image (C, H, W) in [{low:g}, {high:g}]; got shape {known.shape}")
+    given = np.asarray(truth)
+    if given.dtype.kind != "f" or given.ndim != 3 or not given.size or not np.isfinite(given).all():
+        rule = f"a truth is a finite image (C, H, W) of floating-point numbers in [{low:g}, {high:g}]"
+        raise ValueError(f"{rule}; got shape {given.shape} of {given.dtype}")
+    known = dataset.scaled(given.astype(np.float64), low, high)
 
     def statistic(images: np.ndarray) -> np.ndarray:
         if images.shape[-3:] != known.shape:

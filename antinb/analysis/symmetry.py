@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from statsmodels.stats.multitest import multipletests
 
-from antinb import checks
+from antinb import checks, dataset
 from antinb.analysis.bounded import bounded_interval, bounded_p_value
 from antinb.analysis.intervals import cluster_bootstrap, jackknife
 
@@ -84,6 +84,7 @@ def vector_quantities(odd: np.ndarray, even: np.ndarray) -> np.ndarray:
     return np.array([odd_power / (odd_power + even_power), cosine.mean(), *powers])
 
 
+@checks.typed
 def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     """Return mean and 10% quantile of each measure, a row a `timestep` (and "all"), `measure` and `quantity`.
 
@@ -97,6 +98,9 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
             not from 0.01 to 0.9999.
     """
     checks.level(level)
+    if not isinstance(data, xr.Dataset) or not {*MEASURES, "timestep"} <= set(data.variables):
+        found = list(data.variables) if isinstance(data, xr.Dataset) else f"a {type(data).__name__}"
+        raise ValueError(f"scores are the Dataset of Probe.score; got {found}")
     rows = []
     for measure in MEASURES:
         values = _plain(data[measure], 3).values
@@ -114,6 +118,7 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).assign(**about, evaluations=json.loads(data.attrs["evaluations"]))
 
 
+@checks.typed
 def test(
     shares: xr.DataArray, *, threshold: float = 0.9, alternative: str = "greater", level: float = 0.95
 ) -> pd.DataFrame:
@@ -156,6 +161,7 @@ def test(
     return table.assign(p_holm=adjusted, rejected=rejected, level=level, method="bounded mean, betting")
 
 
+@checks.typed
 def predict_correlation(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     """Return the correlation of a pair that the even parts of the steps imply, a row a `step` and `quantity`.
 
@@ -180,7 +186,9 @@ def predict_correlation(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFram
         ValueError: if there are no trajectories, the units are not pairs z and -z, or a step is not of this
             form, as with step noise, clipping or a sampler of higher order.
     """
-    if "state" not in data or data.sizes["member"] != 2:
+    dataset.images(data)
+    data = data.transpose("unit", "member", "step", "channel", "y", "x", missing_dims="ignore")
+    if not {"state", "predicted_noise"} <= set(data) or data.sizes["member"] != 2:
         found = f"{list(data.data_vars)} with {data.sizes['member']} members"
         raise ValueError(f"a prediction needs pairs with trajectories; got {found}")
     starts = data["state"].isel(step=0).values

@@ -17,6 +17,9 @@ from antinb.dataset.run import (
     evaluations,
     images,
     limits,
+    measured,
+    range_of,
+    same_units,
     scaled,
     versions,
 )

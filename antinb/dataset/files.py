@@ -25,6 +25,7 @@ CHECKSUM = 4  # bytes
 LARGEST_DOCUMENT = 2**22  # bytes
 MOST_ADDED = 2**22  # units for which an interrupted extension has made room
 SPARE = 256  # chunks of `done` that may be missing
+GROUP = {"zarr_format": 3, "node_type": "group"}
 NO_RUN = "exists and is no run of antinb"
 
 Documents = Mapping[str, Mapping]
@@ -79,7 +80,8 @@ def documents(folder: Path, there: Mapping[str, int]) -> Documents:
         found = read(folder, there)
         sizes = {name: found[name]["shape"][0] for name in found if name and by_unit(found[name])}
         whole = {type(size) for part in found.values() for size in part.get("shape", (1,))} == {int}
-        if not whole or found[""]["attributes"]["layout_hash"] != layout_hash(found):
+        group = {key: value for key, value in found[""].items() if key != "attributes" and value is not None}
+        if not whole or group != GROUP or found[""]["attributes"]["layout_hash"] != layout_hash(found):
             raise ValueError("its metadata are not those that were written")
         if not 0 < sizes["done"] == min(sizes.values()) or max(sizes.values()) > sizes["done"] + MOST_ADDED:
             raise ValueError(f"its arrays have {sizes} units")

@@ -13,6 +13,9 @@ import dask.array
 import numpy as np
 import xarray as xr
 
+from antinb import checks
+from antinb.checks import plain, quoted
+
 __all__ = ["build", "config"]
 
 DIMS = ("unit", "member", "channel", "y", "x")
@@ -40,6 +43,7 @@ def config_hash(config: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
+@checks.typed
 def build(
     variables: Mapping[str, np.ndarray | dask.array.Array], config: Mapping[str, object], **labels: Unpack[Labels]
 ) -> xr.Dataset:
@@ -58,6 +62,13 @@ def build(
         >>> run["image"].dims, config(run)
         (('unit', 'member', 'channel', 'y', 'x'), {'seed': 0})
     """
+    shapes = {name: getattr(part, "ndim", None) for name, part in variables.items()}
+    if shapes.get("image") != len(DIMS) or not set(shapes.values()) <= {len(DIMS), len(STEPPED)}:
+        raise ValueError(f"a run has an array 'image' by {DIMS}, and others with a step; got {quoted(shapes)}")
+    try:
+        json.dumps(dict(config))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a configuration holds what JSON can; {plain(error)}") from None
     arrays = {name: (DIMS if values.ndim == len(DIMS) else STEPPED, values) for name, values in variables.items()}
     data = xr.Dataset(arrays, coords={"unit": np.arange(variables["image"].shape[0])})
     data["image"].attrs["range"] = json.dumps(RANGE)
@@ -67,9 +78,14 @@ def build(
     return data.assign_attrs({key: json.dumps(value) for key, value in config.items()}, config_hash=config_hash(config))
 
 
+@checks.typed
 def config(data: xr.Dataset) -> dict[str, object]:
     """Return the configuration that `build` stored in the attrs of a run."""
-    return parsed(data.attrs)
+    images(data)
+    try:
+        return parsed(data.attrs)
+    except ValueError:
+        raise ValueError(f"the attrs of a run are JSON; got {quoted(dict(data.attrs))}") from None
 
 
 def parsed(attrs: Mapping[Hashable, object]) -> dict[str, object]:
@@ -112,8 +128,21 @@ def limits(data: xr.Dataset) -> tuple[float, float]:
         >>> limits(build({"image": np.zeros((1, 1, 1, 2, 2), np.float32)}, {}))
         (-1.0, 1.0)
     """
-    low, high = json.loads(data["image"].attrs["range"])
-    return low, high
+    return range_of(data["image"])
+
+
+def range_of(images: xr.DataArray) -> tuple[float, float]:
+    """Return the values of black and white that images name in their attrs.
+
+    Raises:
+        ValueError: unless they are two numbers, the lower one first.
+    """
+    found = images.attrs.get("range")
+    ends = _json(found)
+    numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
+    if not numbers or not -np.inf < ends[0] < ends[1] < np.inf:
+        raise ValueError(f"images name their range, such as '[-1.0, 1.0]', black and white; got {quoted(found)}")
+    return ends[0], ends[1]
 
 
 def scaled(images: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -137,7 +166,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def defined(values: xr.DataArray, name: str) -> np.ndarray:
     """Return one statistic's table `(unit, member)`; ValueError if it is undefined in a unit, with their number."""
-    table = values.sel(statistic=name).transpose("unit", "member").values
+    table = measured(values).sel(statistic=name).values
     bad = ~np.isfinite(table).all(1)
     if bad.any():
         raise ValueError(f"{name} is undefined in {bad.sum()} of {len(table)} units; every unit is needed here")
@@ -150,24 +179,27 @@ def evaluations(values: xr.DataArray) -> int:
     Raises:
         ValueError: if the values do not come from `measure`, which keeps what the run was.
     """
-    return values.sizes["unit"] * values.sizes["member"] * int(json.loads(_attr(values, "evaluations")))
+    return values.sizes["unit"] * values.sizes["member"] * _calls(_attr(values, "evaluations"))
 
 
 def cost(data: xr.Dataset) -> int:
     """Return the network evaluations of all images of a run; one an image if the run does not say."""
-    return data.sizes["unit"] * data.sizes["member"] * int(json.loads(data.attrs.get("evaluations", "1")))
+    return data.sizes["unit"] * data.sizes["member"] * _calls(data.attrs.get("evaluations", "1"))
 
 
 def design(values: xr.DataArray) -> str:
     """Return the name of the design that measured values come from; ValueError as `evaluations`."""
-    return json.loads(_attr(values, "design"))["name"]
+    found = _json(_attr(values, "design"))
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        raise ValueError(f"the design of values is JSON with its name; got {quoted(values.attrs['design'])}")
+    return found["name"]
 
 
 def check_same_generator(first: xr.DataArray, second: xr.DataArray) -> None:
     """Refuse values of two generators, or of one with other settings; ValueError names the first difference."""
     for key in sorted({*first.attrs, *second.attrs} - NOT_THE_GENERATOR):
         if first.attrs.get(key) != second.attrs.get(key):
-            found = f"their {key} is {first.attrs.get(key)} and {second.attrs.get(key)}"
+            found = f"their {key} is {plain(first.attrs.get(key))} and {plain(second.attrs.get(key))}"
             raise ValueError(f"both runs must be of the same generator; {found}")
 
 
@@ -177,23 +209,79 @@ def _attr(values: xr.DataArray, name: str) -> str:
     return values.attrs[name]
 
 
-def images(data: xr.Dataset) -> xr.DataArray:
-    """Return the images of a run by `DIMS`, in whatever order its dimensions are.
+def _json(text: object) -> object:
+    """Return what a text says in JSON; None if it is none."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _calls(text: object) -> int:
+    calls = _json(text)
+    if type(calls) is not int or calls < 1:
+        raise ValueError(f"the evaluations of an image are a positive integer; got {quoted(text)}")
+    return calls
+
+
+def _check_labels(values: xr.DataArray, what: str, dim: str, why: str) -> None:
+    """Refuse labels of a dimension of which one stands twice."""
+    labels = values.get_index(dim)
+    if not labels.is_unique:
+        raise ValueError(
+            f"{dim} {plain(labels[labels.duplicated()][0])} stands twice; {what} holds each {dim} once{why}"
+        )
+
+
+def measured(values: xr.DataArray, first: str = "statistic", *needs: str) -> xr.DataArray:
+    """Return measured values by `(first, unit, member)`, in whatever order their dimensions are.
 
     Raises:
-        ValueError: if it is no run, its images are not floating-point numbers, or a unit stands twice.
+        ValueError: if they have other dimensions, are no real numbers, a unit stands twice, such as in values of one
+            seed that were joined, or an attr that is needed is not there.
+    """
+    dims = (first, "unit", "member")
+    if not isinstance(values, xr.DataArray) or set(values.dims) != set(dims):
+        found = values.dims if isinstance(values, xr.DataArray) else f"a {type(values).__name__}"
+        raise ValueError(f"values are a DataArray by {dims}, as of statistics.measure; got {found}")
+    if values.dtype.kind not in "fiub" or not values.size:
+        raise ValueError(f"values are real numbers, at least one; got {values.dtype} {values.shape}")
+    _check_labels(values, "a table", "unit", ", since units are independent")
+    _check_labels(values, "a table", first, "")
+    for name in needs:
+        _attr(values, name)
+    return values.transpose(*dims)
+
+
+def same_units(first: xr.DataArray, second: xr.DataArray) -> None:
+    """Refuse values of two runs unless both have the same units in the same order; ValueError says how many are common.
+
+    Values of runs of other lengths are cut by `xr.align(first, second)`.
+    """
+    labels, others = first.get_index("unit"), second.get_index("unit")
+    if not labels.equals(others):
+        common = len(labels.intersection(others))
+        found = f"{len(labels)} and {len(others)}, of which {common} are common"
+        raise ValueError(f"both must have the same units in the same order, as after xr.align; got {found}")
+
+
+def images(data: xr.Dataset) -> xr.DataArray:
+    """Return the images of a run by `DIMS`, in whatever order its dimensions are, lazy or not.
+
+    Raises:
+        ValueError: if it is no run, it is empty, its images are not floating-point numbers, a unit stands twice, or
+            their range is none.
     """
     rule = f"a run is a Dataset with a variable 'image' by {DIMS}"
     if not isinstance(data, xr.Dataset):
         raise ValueError(f"{rule}; got a {type(data).__name__}")
     if "image" not in data.data_vars or set(data["image"].dims) != set(DIMS):
         raise ValueError(f"{rule}; got { ({name: part.dims for name, part in data.data_vars.items()}) }")
-    if data["image"].dtype.kind != "f":
-        raise ValueError(f"images are floating-point numbers; got {data['image'].dtype}")
-    labels = data.get_index("unit")
-    if not labels.is_unique:
-        rule = "a run holds each unit once, since units are independent"
-        raise ValueError(f"unit {labels[labels.duplicated()][0]} stands twice; {rule}")
+    if data["image"].dtype.kind != "f" or not data["image"].size:
+        raise ValueError(f"images are floating-point numbers; got {data['image'].dtype} {data['image'].shape}")
+    _check_labels(data["image"], "a run", "unit", ", since units are independent")
+    if "range" in data["image"].attrs:
+        range_of(data["image"])
     return data["image"].transpose(*DIMS)
 
 

@@ -50,7 +50,7 @@ class Consistency(Integrator):
     """
 
     kind = "consistency"
-    settings = ("steps", "scheduler", "guidance", "compile")
+    settings = ("steps", "scheduler", "guidance", "null", "compile")
     network: Network
     config: Mapping[str, Any]
     shape: tuple[int, ...]

@@ -30,6 +30,7 @@ __all__ = ["Diffusion", "from_mixture", "make_scheduler"]
 Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
 
 
+@checks.typed
 def make_scheduler(config: Mapping[str, Any], name: str = "ddim", *, clip: bool | None = None) -> Scheduler:
     """Return the diffusers scheduler `name` with the noise levels of `config`.
 
@@ -91,7 +92,7 @@ class Diffusion(Integrator):
     """
 
     kind = "diffusion"
-    settings = ("steps", "scheduler", "clip", "eta", "guidance", "compile")
+    settings = ("steps", "scheduler", "clip", "eta", "guidance", "null", "compile")
     network: Network
     config: Mapping[str, Any]
     shape: tuple[int, ...]
@@ -108,15 +109,15 @@ class Diffusion(Integrator):
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
+        if self.clip is not None:
+            object.__setattr__(self, "clip", checks.boolean("clip", self.clip))
         levels = self.levels
         self._check(levels - 1 if self.scheduler == "dpmsolver++" else levels)
         if max(self.timesteps) >= levels:
             raise ValueError(
                 f"{self.steps} steps start at level {max(self.timesteps)}; the model has 0 to {levels - 1}"
             )
-        if not (self.clip is None or isinstance(self.clip, bool)):
-            raise ValueError(f"clip must be True, False or None; got {self.clip!r}")
-        checks.number("eta", self.eta, 0, 1)
+        object.__setattr__(self, "eta", checks.number("eta", self.eta, 0, 1))
         if self.eta and self.scheduler != "ddim":
             raise ValueError(f"eta belongs to the scheduler 'ddim'; got eta={self.eta!r} with {self.scheduler!r}")
 
@@ -202,6 +203,7 @@ def from_network(
     return Diffusion(config=config, steps=steps_of(config), **parts(network, **identity))
 
 
+@checks.typed
 def from_mixture(mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, Any], **identity: object) -> Diffusion:
     """Return the generator of an exact mixture whose `(d,)` values are laid out as `shape`; it does not clip.
 

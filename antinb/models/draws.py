@@ -128,7 +128,9 @@ class Draws(TorchDispatchMode):
         def refuse_training(module: torch.nn.Module, _: object) -> None:
             if module.training and threading.get_ident() == thread:
                 name = type(module).__name__
-                raise ValueError(f"modules must be in evaluation mode, call .eval(): {name} is in training mode")
+                rule = "modules must be in evaluation mode, call .eval() on the network"
+                parts = "of a pipeline on each of its networks, also after load_lora_weights: pipeline.unet.eval()"
+                raise ValueError(f"{rule}, {parts}; {name} is in training mode")
 
         _active.mode = self
         self._hook = register_module_forward_pre_hook(refuse_training)

@@ -244,6 +244,7 @@ class DenseMixture:
         return self.covariances.diagonal(dim1=1, dim2=2)
 
 
+@checks.typed
 def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float = 0.5, variance: float = 0.1) -> Mixture:
     """Return `weight N(centre + offset, v I) + (1 - weight) N(centre - offset, v I)`, centre and offset `(d,)`.
 
@@ -258,6 +259,7 @@ def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float =
         >>> two_component(torch.zeros(3), torch.ones(3), weight=0.75).mean.tolist()
         [0.5, 0.5, 0.5]
     """
+    checks.number("variance", variance, 1e-300, 1e300)
     if not 0 < weight < 1:
         raise ValueError(f"weight must lie in (0, 1); got {weight!r}")
     if centre.ndim != 1 or centre.shape != offset.shape:
@@ -267,6 +269,7 @@ def two_component(centre: torch.Tensor, offset: torch.Tensor, *, weight: float =
     return Mixture(weights, torch.stack([centre + offset, centre - offset]), factors, variances)
 
 
+@checks.typed
 def parity(odd_share: float) -> Callable[..., torch.Tensor]:
     """Return `f(x) = sqrt(p) x + 2 sqrt(1 - p) |x|`, whose slices all have the affine-antisymmetry score p.
 

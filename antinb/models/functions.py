@@ -9,6 +9,7 @@ import functools
 import inspect
 import itertools
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ class Function:
         if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
             raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
+        _check_images(images)
         return images
 
     def _takes(self, *arguments: torch.Tensor) -> bool:
@@ -85,6 +87,23 @@ class Function:
         if isinstance(self.function, nn.Module):
             record["network_sha256"] = module_hash(self.function)
         return record | {"clip_image": False}
+
+
+def _check_images(images: torch.Tensor) -> None:
+    """Refuse what cannot be images `(B, C, H, W)` from -1 to 1, and tell what is hardly meant as such.
+
+    Raises:
+        ValueError: if they are not floating-point numbers, or their channels come last.
+    """
+    if not images.is_floating_point():
+        rule = "the function must return images of floating-point numbers in which -1 is black and 1 is white"
+        raise ValueError(f"{rule}; got {images.dtype}")
+    if images.shape[-1] in (1, 3, 4) and min(images.shape[1:3]) >= 8:
+        raise ValueError(f"the function must return (B, C, H, W), channels first; got {tuple(images.shape)}")
+    low, high = (float(end) for end in images.aminmax())
+    if 0 <= low < 0.5 < high <= 1 and images.numel() >= 256:
+        told = f"in images -1 is black and 1 is white; the function returned values from {low:.3g} to {high:.3g} only"
+        warnings.warn(f"{told}. If 0 is its black, let it return 2 x - 1", stacklevel=4)
 
 
 def _name(function: Callable) -> str:

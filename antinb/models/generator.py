@@ -67,8 +67,7 @@ def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
 
 def check_scheduler(kind: str, name: str) -> None:
     """Refuse a scheduler that is not one of those for the kind of model."""
-    if name not in SCHEDULERS[kind]:
-        raise ValueError(f"scheduler must be one of {SCHEDULERS[kind]}; got {name!r}")
+    checks.choice("scheduler", name, SCHEDULERS[kind])
 
 
 class Integrator(ABC):
@@ -181,11 +180,15 @@ class Integrator(ABC):
         """Refuse settings that are out of range; `steps` goes from 1 to `most`."""
         check_scheduler(self.kind, self.scheduler)
         object.__setattr__(self, "steps", checks.integer("steps", self.steps, 1, most))
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"compile must be True or False; got {self.compile!r}")
-        checks.number("guidance", self.guidance, 0, 1e6)
+        object.__setattr__(self, "compile", checks.boolean("compile", self.compile))
+        object.__setattr__(self, "guidance", checks.number("guidance", self.guidance, 0, 1e6))
+        if self.null is not None:
+            object.__setattr__(self, "null", checks.integer("null", self.null, 0))
         if self.guidance != 1 and self.null is None:
-            raise ValueError(f"guidance needs a conditional model with a null class; got guidance={self.guidance!r}")
+            rule = "guidance needs a conditional model with a null class; got"
+            raise ValueError(
+                f"{rule} guidance={self.guidance!r}. If class k of the model is one, with_(null=k) says so"
+            )
 
     def _guided(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         """Return the network's output, with guidance extrapolated from that of the null class."""
@@ -219,6 +222,7 @@ class Integrator(ABC):
             "scheduler": self.scheduler,
             "steps": self.steps,
             "guidance": self.guidance,
+            **({} if self.guidance == 1 else {"null": self.null}),
             "evaluations": self.evaluations,
             "clip_image": False,
             "dtype": str(self.like.dtype).removeprefix("torch."),

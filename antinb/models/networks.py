@@ -17,11 +17,13 @@ from diffusers import (
     UNet2DModel,
 )
 
+from antinb import checks
 from antinb.models.generator import Network
 
 __all__: list[str] = []
 
 CLASSES = {cls.__name__: cls for cls in (UNet2DModel, DiTTransformer2DModel)}
+NULL = "null_class"  # the entry of a network's configuration that says which class stands for no condition
 Scheduler = TypeVar("Scheduler", DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler)
 
 
@@ -37,7 +39,10 @@ class Parts(TypedDict):
 
 def scheduler(kind: type[Scheduler], config: Mapping[str, Any]) -> Scheduler:
     """Return a diffusers scheduler with the settings of a configuration that it knows."""
-    made = kind.from_config(settings(config))
+    try:
+        made = kind.from_config(settings(config))
+    except Exception as error:
+        raise ValueError(f"the configuration describes no {kind.__name__}: {checks.reason(error)}") from None
     return made[0] if isinstance(made, tuple) else made
 
 
@@ -55,19 +60,23 @@ def noise_shape(network: UNet2DModel | DiTTransformer2DModel) -> tuple[int, ...]
 def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> Parts:
     """Put a network in evaluation mode and return the attributes of its generator.
 
-    The null class of guidance is the last class of a conditional UNet, and the one after the last of a transformer.
+    The null class of guidance is the one after the last of a transformer, and that of a conditional UNet the one that
+    its configuration names, `network.register_to_config(null_class=10)`; else it has none, for all may be real.
 
     Raises:
-        ValueError: if the network does not return as many channels as it takes.
+        ValueError: if the network does not return as many channels as it takes, or has no such null class.
     """
     config = network.config
     taken, returned = config["in_channels"], config["out_channels"]
     if returned not in (taken, None):
         raise ValueError(f"the network must return its {taken} channels; got {returned}")
     if isinstance(network, UNet2DModel):
-        classes = config["num_class_embeds"]
+        classes, null = config["num_class_embeds"], config.get(NULL)
     else:
         classes = config["num_embeds_ada_norm"] + 1
+        null = classes - 1
+    if null is not None:
+        null = checks.integer(NULL, null, 0, (classes or 0) - 1)
     network.eval()
 
     def call(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
@@ -82,7 +91,7 @@ def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> P
         "network": call,
         "shape": noise_shape(network),
         "like": next(network.parameters()),
-        "null": None if classes is None else classes - 1,
+        "null": null,
         "identity": identity | {"network_sha256": module_hash(network)},
     }
 
@@ -100,5 +109,5 @@ def module_hash(module: torch.nn.Module) -> str:
     """Return the sha256 of a network's class, layers, configuration (where it has one) and weights."""
     config = getattr(module, "config", {})
     if isinstance(config, Mapping):
-        config = settings(config)
+        config = {key: value for key, value in settings(config).items() if key != NULL}
     return tensors_hash(module.state_dict(), [repr(module), config])

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 from PIL import Image
 from torch import nn
 
 from antinb import checks
+from antinb.checks import quoted
 from antinb.models import entry
 from antinb.models.draws import StepNoise, supply
 from antinb.models.generator import check_noise
@@ -27,6 +28,7 @@ from antinb.models.networks import module_hash, settings, tensors_hash
 __all__ = ["Pipeline"]
 
 DENOISERS = ("unet", "transformer")
+SOUND = {"audio_length_in_s", "audio_end_in_s"}  # arguments of pipelines that make no images
 PROCESSORS = ("image_processor", "video_processor")
 SIZES = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
 OWN = {*SIZES, "num_inference_steps", "output_type", "latents", "class_labels", "prompt", "generator", "return_dict"}
@@ -75,18 +77,30 @@ class Pipeline:
         """Refuse a pipeline without a denoiser, and options that cannot be passed on."""
         if not self._denoisers:
             raise ValueError(f"a pipeline needs one of {', '.join(DENOISERS)}; {self._name} has none")
+        sound = sorted(SOUND & set(self._arguments))
+        if sound:
+            raise ValueError(f"{self._name} makes sound, which is no image: its call takes {sound[0]}")
+        classes = getattr(self.network, "config", {}).get("num_class_embeds")
+        if classes and isinstance(self.network, UNet2DModel) and "class_labels" not in self._arguments:
+            rule = f"{self._name} calls its network without classes, of which it has {classes}"
+            raise ValueError(f"{rule}: save it and load the folder, whose model takes conditions")
         if "num_inference_steps" not in self._arguments:
             raise ValueError(f"{self._name} cannot be paired: it has no num_inference_steps")
-        checks.integer("steps", self.steps, 1)
+        object.__setattr__(self, "steps", checks.integer("steps", self.steps, 1))
+        object.__setattr__(self, "options", {key: _plain(value) for key, value in self.options.items()})
         wrong = sorted(key for key in self.options if key in OWN or key not in self._arguments)
         if wrong:
             raise ValueError(f"{self._name} takes no option {wrong[0]!r} here")
         if "eta" in self.options:
             checks.number("eta", self.options["eta"], 0, 1)
+            scheduler = getattr(self.pipeline, "scheduler", None)
+            if self.options["eta"] and "eta" not in inspect.signature(getattr(scheduler, "step")).parameters:  # noqa: B009
+                found = f"eta={self.options['eta']!r} with {type(scheduler).__name__}"
+                raise ValueError(f"eta has an effect on schedulers with step noise of DDIM only; got {found}")
         if self.prompts and ("prompt" not in self._arguments or "prompt_embeds" in self.options):
             raise ValueError(f"{self._name} takes no prompts= here; got {list(self.prompts)}")
         if isinstance(self.prompts, str) or not all(isinstance(prompt, str) for prompt in self.prompts):
-            raise ValueError(f"prompts must be a list of strings; got {self.prompts!r}")
+            raise ValueError(f"prompts must be a list of strings; got {quoted(self.prompts)}")
         object.__setattr__(self, "prompts", tuple(self.prompts))
         for key, value in self.options.items():
             try:
@@ -218,11 +232,21 @@ class Pipeline:
             found = condition if condition is None else condition.tolist()
             raise ValueError(f"{self._name} needs a condition from 0 to {self._count - 1}; got {found}")
         if self.prompts:
-            return {"prompt": [self.prompts[label] for label in condition.tolist()]}
+            return {"prompt": [self.prompts[label] for label in condition.tolist()], **self._negative(condition)}
         if "prompt_embeds" in self.options:
             parts = {key: value for key, value in self.options.items() if key.endswith(("_embeds", "_attention_mask"))}
             return {key: value[condition if len(value) > 1 else self._first(rows)] for key, value in parts.items()}
         return {"class_labels": condition.tolist(), **size}
+
+    def _negative(self, condition: torch.Tensor) -> dict[str, list[str]]:
+        """Return the negative prompts of a batch: one text is for all conditions, of a list each has its own."""
+        given = {key: value for key, value in self.options.items() if key.startswith("negative_prompt")}
+        texts = {key: [value] if isinstance(value, str) else value for key, value in given.items()}
+        lists = {key: value for key, value in texts.items() if isinstance(value, (list, tuple))}
+        for key, value in lists.items():
+            if len(value) not in (1, self._count) or not all(isinstance(text, str) for text in value):
+                raise ValueError(f"{key} is one text, or one for each of {self._count} prompts; got {quoted(value)}")
+        return {key: [value[int(k) % len(value)] for k in condition] for key, value in lists.items()}
 
     def describe(self) -> dict[str, object]:
         """Return pipeline, networks, scheduler, steps, options and prompts."""
@@ -244,6 +268,11 @@ class Pipeline:
             "clip_image": not self._processors,
             "dtype": str(self.network.dtype).removeprefix("torch."),
         }
+
+
+def _plain(value: object) -> object:
+    """Return numpy's scalars as Python's, which JSON holds."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _recorded(value: object) -> object:

@@ -61,7 +61,7 @@ class RectifiedFlow(Integrator):
     """
 
     kind = "rectified"
-    settings = ("steps", "scheduler", "guidance", "compile")
+    settings = ("steps", "scheduler", "guidance", "null", "compile")
     network: Network
     shape: tuple[int, ...]
     like: torch.Tensor
@@ -78,7 +78,7 @@ class RectifiedFlow(Integrator):
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
         self._check(checks.integer("levels", self.levels, 1))
-        checks.number("shift", self.shift, 0.01, 100)
+        object.__setattr__(self, "shift", checks.number("shift", self.shift, 0.01, 100))
 
     @property
     def evaluations(self) -> int:

@@ -42,8 +42,10 @@ class Design:
     step_noise: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a design without units."""
-        object.__setattr__(self, "units", checks.integer(f"the units of {self.name!r}", self.units, 1))
+        """Refuse a design without units or members."""
+        for what in ("units", "members"):
+            number = checks.integer(f"the {what} of {self.name!r}", getattr(self, what), 1)
+            object.__setattr__(self, what, number)
 
     def draw(
         self, shape: Sequence[int], *, seed: int, units: Sequence[int] | None = None, stream: int = 0
@@ -68,17 +70,13 @@ class Design:
             >>> pair.shape, bool((pair[:, 0] == -pair[:, 1]).all())
             ((1, 2, 1, 2, 2), True)
         """
-        sizes = checks.shape(shape)
-        checks.seed(seed)
-        checks.integer("stream", stream, 0)
-        numbers = range(self.units) if units is None else units
-        wrong = [number for number in numbers if not 0 <= number < self.units]
-        if wrong:
-            raise ValueError(f"the design has units 0 to {self.units - 1}; got unit {wrong[0]}")
+        sizes, seed, stream = checks.shape(shape), checks.seed(seed), checks.integer("stream", stream, 0)
+        numbers = range(self.units) if units is None else checks.units(units, self.units)
+        checks.memory(f"noise of {len(numbers)} units", len(numbers), self.members, *sizes)
         couple = self.step_noise if stream and self.step_noise else self.unit_noise
         values = np.empty((len(numbers), self.members, *sizes), np.float32)
         for row, number in zip(values, numbers, strict=True):
-            sequence = np.random.SeedSequence(seed, spawn_key=(stream, int(number)))
+            sequence = np.random.SeedSequence(seed, spawn_key=(stream, number))
             row[:] = couple(np.random.default_rng(sequence), sizes)
         return values
 
@@ -87,6 +85,7 @@ class Design:
         return {"name": self.name, "members": self.members, **self.parameters}
 
 
+@checks.typed
 def iid(units: int, members: int = 1) -> Design:
     """Return independent draws, one member a unit: plain Monte Carlo.
 
@@ -105,6 +104,7 @@ def iid(units: int, members: int = 1) -> Design:
     return Design("iid", units, count, lambda rng, shape: rng.standard_normal((count, *shape)))
 
 
+@checks.typed
 def antithetic(units: int, *, start_only: bool = False) -> Design:
     """Return pairs `z, -z`; the correlation of the members is -1.
 
@@ -130,11 +130,12 @@ def antithetic(units: int, *, start_only: bool = False) -> Design:
     def shared(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return np.broadcast_to(rng.standard_normal(shape), (2, *shape))
 
-    if start_only:
+    if checks.boolean("start_only", start_only):
         return Design("antithetic", units, 2, pair, signs=(1, -1), parameters={"start_only": True}, step_noise=shared)
     return Design("antithetic", units, 2, pair, signs=(1, -1))
 
 
+@checks.typed
 def partial(units: int, mask: np.ndarray, *, redraw: bool = False) -> Design:
     """Return pairs that differ where the mask is true and are equal elsewhere.
 
@@ -161,7 +162,7 @@ def partial(units: int, mask: np.ndarray, *, redraw: bool = False) -> Design:
 
     Source: Jia et al., arXiv 2506.06185 (partial negation); the control arm is antinb's.
     """
-    mask = np.asarray(mask)
+    mask, redraw = checks.kept(mask), checks.boolean("redraw", redraw)
     if mask.dtype != bool:
         raise ValueError(f"a mask must be boolean: a soft one would not leave N(0, I); got {mask.dtype}")
 
@@ -177,6 +178,7 @@ def partial(units: int, mask: np.ndarray, *, redraw: bool = False) -> Design:
     return Design("partial", units, 2, pair, parameters={"mask": [*mask.shape, bits], "redraw": redraw})
 
 
+@checks.typed
 def simplex(units: int, k: int) -> Design:
     """Return groups of k members `z_j = sqrt(k / (k - 1)) (w_j - mean(w))` that sum to zero.
 

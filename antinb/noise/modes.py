@@ -11,6 +11,8 @@ import math
 import numpy as np
 from scipy import fft
 
+from antinb import checks
+
 __all__ = ["to_noise"]
 
 CHANNELS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -35,6 +37,7 @@ def order(shape: tuple[int, ...]) -> np.ndarray:
     return found
 
 
+@checks.typed
 def to_noise(coefficients: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the noise `(..., *shape)` that has these coefficients `(..., d)` in the ordered modes.
 

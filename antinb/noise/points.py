@@ -16,11 +16,13 @@ from antinb.noise.designs import Design
 __all__ = ["latin", "sobol"]
 
 LEADING = 64
+MOST = 2**26  # points of a unit, which are drawn together
 BASES = ("pixel", "spectral", "learned")
 
 Uniforms = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
+@checks.typed
 def sobol(
     units: int,
     n: int,
@@ -61,7 +63,8 @@ def sobol(
         (10, 8, 1, 4, 4)
     """
     first = checks.integer("leading", LEADING if leading is None else leading, 1, qmc.Sobol.MAXDIM)
-    points = checks.integer("n", n, 1) // (2 if antithetic else 1)
+    n, antithetic = checks.integer("n", n, 1, MOST), checks.boolean("antithetic", antithetic)
+    points = n // (2 if antithetic else 1)
     if points < 2 or points & (points - 1) or points * (2 if antithetic else 1) != n:
         raise ValueError(f"n{' / 2' if antithetic else ''} must be a power of 2 and at least 2; got n = {n}")
 
@@ -76,6 +79,7 @@ def sobol(
     return layout.design("sobol", units, n, uniforms=uniforms, parameters={"leading": first})
 
 
+@checks.typed
 def latin(
     units: int,
     n: int,
@@ -100,8 +104,9 @@ def latin(
         >>> np.sort(np.floor(special.ndtr(z.astype(float)) * 5)).astype(int)  # one point in each fifth
         array([0, 1, 2, 3, 4])
     """
-    points = checks.integer("n", n, 4 if antithetic else 2) // (2 if antithetic else 1)
-    if antithetic and 2 * points != n:
+    antithetic = checks.boolean("antithetic", antithetic)
+    n = checks.integer("n", n, 4 if antithetic else 2, MOST)
+    if antithetic and n % 2:
         raise ValueError(f"n must be even if half the points are negatives; got {n}")
 
     def uniforms(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
@@ -122,16 +127,17 @@ class _Layout:
 
     def __post_init__(self) -> None:
         """Refuse a basis or a direction that does not exist; scale the direction to length 1."""
-        if self.basis not in BASES:
-            raise ValueError(f"basis must be one of {BASES}; got {self.basis!r}")
+        checks.choice("basis", self.basis, BASES)
+        self.supercube = checks.boolean("supercube", self.supercube)
         if (self.basis == "learned") != (self.direction is not None):
-            found = f"{self.basis!r}, {self.direction!r}"
+            found = f"{self.basis!r}, {checks.quoted(self.direction)}"
             raise ValueError(f"the learned basis, and no other, takes a direction; got {found}")
         if self.direction is not None:
-            vector = np.asarray(self.direction, float)
+            vector = checks.array("a direction", self.direction)
             if vector.ndim != 1 or not np.isfinite(vector).all() or not vector.any():
-                raise ValueError(f"a direction is a finite vector that is not 0; got {vector}")
-            self.direction = vector / np.linalg.norm(vector)
+                raise ValueError(f"a direction is a finite vector that is not 0; got {checks.quoted(vector)}")
+            vector = vector / np.abs(vector).max()
+            self.direction = checks.kept(vector / np.linalg.norm(vector))
 
     def design(self, name: str, units: int, n: int, *, uniforms: Uniforms, parameters: dict[str, object]) -> Design:
         """Return the design of n points a unit that `uniforms(generator, points, dimension)` draws."""

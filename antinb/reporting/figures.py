@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
@@ -14,7 +13,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from antinb import dataset
+from antinb import checks, dataset
 from antinb.reporting.axes import errors, plain_log, references
 
 __all__ = [
@@ -33,6 +32,7 @@ __all__ = [
 PALETTE = {"PN": "#c8553d", "RR": "#4a6fa5"}
 
 
+@checks.typed
 def image_grid(
     images: xr.DataArray, *, rows: list[str], columns: list[str] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -56,7 +56,7 @@ def image_grid(
         raise ValueError(f"a grid needs {count} row labels and 1 or 3 channels; got {found}")
     if columns is not None and len(columns) != across:
         raise ValueError(f"a grid needs {across} column labels; got {len(columns)}")
-    low, high = json.loads(images.attrs["range"])
+    low, high = dataset.range_of(images)
     sheet = np.ones((count * (height + 1) - 1, across * (width + 1) - 1, channels))
     for column, row in np.ndindex(across, count):
         top, left = row * (height + 1), column * (width + 1)
@@ -72,6 +72,7 @@ def image_grid(
     return ax
 
 
+@checks.typed
 def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the densities of `correlation.histogram`, columns `pairs` (PN, RR), `left`, `right`, `density`.
 
@@ -94,6 +95,7 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checks.typed
 def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax: Axes | None = None) -> Axes:
     """Draw a map `(y, x)` on a scale between two limits, diverging if they have 0 between them; NaN is hatched.
 
@@ -113,6 +115,7 @@ def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax
     return ax
 
 
+@checks.typed
 def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = None) -> Axes:
     """Draw `estimate` with `low` and `high` for each row, one line a `label`, coloured by `pairs`."""
     if ax is None:
@@ -139,6 +142,7 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
     return ax
 
 
+@checks.typed
 def forest(
     table: pd.DataFrame,
     *,
@@ -183,6 +187,7 @@ def forest(
     return ax
 
 
+@checks.typed
 def bands(
     table: pd.DataFrame,
     *,
@@ -226,6 +231,7 @@ def bands(
     return ax
 
 
+@checks.typed
 def facets(
     table: pd.DataFrame,
     draw: Callable[..., Axes],
@@ -280,6 +286,7 @@ def facets(
     return fig
 
 
+@checks.typed
 def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
     ax = bands(table.sort_values("variable", kind="stable"), x="step", hue="variable", at=0, ax=ax)
@@ -288,6 +295,7 @@ def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checks.typed
 def by_timestep(table: pd.DataFrame, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw `estimate` by timestep with a band from `low` to `high`, a line a `hue`: noise left, data right."""
     ax = bands(table, x="timestep", hue=hue, ax=ax)
@@ -295,6 +303,7 @@ def by_timestep(table: pd.DataFrame, *, hue: str | None = None, ax: Axes | None 
     return ax
 
 
+@checks.typed
 def slices(values: xr.DataArray, *, ax: Axes | None = None) -> Axes:
     """Draw slices `(direction, coordinate, s)` of `Probe.slices`, each less its value at s = 0."""
     if ax is None:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from antinb import dataset
+from antinb import checks, dataset
 from antinb.reporting import manifest, results
 
 __all__ = ["Report", "open", "size", "versions"]
@@ -35,6 +35,7 @@ FIGURE_ID = re.compile(r"fig-\d\d-\d+")
 RULE = re.compile(r"(?:(?P<side>[<>])\s*(?P<margin>[-+]?\d*\.?\d+))|within\s+(?P<width>\d*\.?\d+)")
 
 
+@checks.typed
 def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
     """Return a size of a notebook's work: the given one, or the profile's if it is None.
 
@@ -45,13 +46,13 @@ def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
         >>> size(None, "smoke", smoke=16, full=512), size(100, "smoke", smoke=16, full=512)
         (16, 100)
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be one of {PROFILES}; got {profile!r}")
-    if given is not None and given < 1:
-        raise ValueError(f"a size must be at least 1; got {given}")
-    return {"smoke": smoke, "full": full}[profile] if given is None else given
+    checks.choice("profile", profile, PROFILES)
+    sizes = {"smoke": smoke, "full": full, "given": smoke if given is None else given}
+    sizes = {name: checks.integer(f"the size {name!r}", number, 1) for name, number in sizes.items()}
+    return sizes[profile] if given is None else sizes["given"]
 
 
+@checks.typed
 def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -> Report:
     """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`, or where `antinb run` says.
 

@@ -10,7 +10,9 @@ import torch
 from scipy import special
 from torch import nn
 
+from antinb import checks
 from antinb.analysis.statistics import Statistic
+from antinb.checks import plain, quoted
 from antinb.zoo import folders, shipped
 from antinb.zoo.loading import filled
 
@@ -64,9 +66,7 @@ class Classifier:
 
     def number(self, label: str) -> int:
         """Return the number of a class; ValueError if there is no such class."""
-        if label not in self.classes:
-            raise ValueError(f"a class is one of {', '.join(self.classes)}; got {label!r}")
-        return self.classes.index(label)
+        return self.classes.index(checks.choice("a class", label, self.classes))
 
     @torch.no_grad()
     def _outputs(self, network: nn.Sequential, images: np.ndarray) -> np.ndarray:
@@ -75,6 +75,7 @@ class Classifier:
         return torch.cat([network(part) for part in parts]).double().numpy().reshape(*images.shape[:-3], -1)
 
 
+@checks.typed
 def load(name: str | Path) -> Classifier:
     """Return the shipped classifier of that name, such as `"fashion-classifier"`, or the one in a folder.
 
@@ -87,11 +88,19 @@ def load(name: str | Path) -> Classifier:
         (10, (2, 64))
     """
     known = {path.name: path for path in sorted((shipped.DATA / "models").glob("*-classifier"))}
-    folder = known.get(str(name), Path(name))
-    if not folder.is_dir():
-        raise ValueError(f"a classifier is one of {', '.join(known)}, or a folder; got {str(name)!r}")
-    classes = folders.config(folder, "quality.json")["classes"]
-    colours = folders.shapes(folder, "model")["0.weight"][1]
-    build = partial(untrained, colours, 32 if colours == 3 else 28, len(classes))
-    network, _ = filled(build, folder / "model.safetensors", torch.device("cpu"))
+    if not isinstance(name, (str, Path)):
+        raise ValueError(f"a classifier is a name or a folder; got {quoted(name)}")
+    folder = known.get(str(name), Path(name).expanduser())
+    if not folder.is_dir() or not (folder / "model.safetensors").exists():
+        raise ValueError(checks.unknown("no classifier or folder of one", str(name), known, "shipped are"))
+    classes = folders.config(folders.enter(folder), "quality.json").get("classes")
+    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(label, str) for label in classes):
+        raise ValueError(f"{plain(folder.name)}/quality.json must name the classes in a list; got {quoted(classes)}")
+    first = folders.header(folder, "model").shapes.get("0.weight", ())
+    if len(first) != 4:
+        rule = "the first layer of a classifier is a convolution of weights (channels out, in, 3, 3)"
+        raise ValueError(f"{plain(folder.name)}: {rule}; got {first}")
+    build = partial(untrained, first[1], 32 if first[1] == 3 else 28, len(classes))
+    with torch.random.fork_rng(devices=[]):
+        network, _ = filled(build, folder / "model.safetensors", torch.device("cpu"))
     return Classifier(network, classes)

@@ -142,6 +142,7 @@ class FlowEdit(Editor):
         return edit
 
 
+@checks.typed
 def sd_edit(
     model: Diffusion | RectifiedFlow, sources: Images, to_class: Classes | None = None, *, strength: float = 0.6
 ) -> SDEdit:
@@ -180,6 +181,7 @@ def sd_edit(
     return SDEdit(model, images, classes, _first(model, strength))
 
 
+@checks.typed
 def flow_edit(
     model: RectifiedFlow,
     sources: Images,
@@ -242,6 +244,7 @@ def flow_edit(
     )
 
 
+@checks.typed
 def measure(run: xr.Dataset, editor: Editor, classifier: Classifier) -> xr.DataArray:
     """Return what the edits of a run reach and what they keep, `(measure, unit, member)`.
 
@@ -256,13 +259,14 @@ def measure(run: xr.Dataset, editor: Editor, classifier: Classifier) -> xr.DataA
     Raises:
         ValueError: if the model has no classes, or a condition is no source of the editor.
     """
+    images = dataset.images(run)
     if editor.to_class is None:
         raise ValueError("the probability of a target needs an editor with classes; got to_class=None")
     numbers = run["condition"].values if "condition" in run.coords else np.zeros(run.sizes["unit"], int)
     if not 0 <= numbers.min() <= numbers.max() < len(editor.sources):
         raise ValueError(f"the condition of a unit is its source, from 0 to {len(editor.sources) - 1}; got {numbers}")
     low, high = dataset.limits(run)
-    both = run["image"].values, editor.sources.cpu().numpy()[numbers][:, None]
+    both = images.values, editor.sources.cpu().numpy()[numbers][:, None]
     edits, sources = (dataset.scaled(images, low, high) for images in both)
     reached = classifier.probabilities(edits)[np.arange(len(edits)), :, editor.to_class.numpy()[numbers]]
     kept = statistics.structural_similarity(edits, np.broadcast_to(sources, edits.shape))

@@ -248,6 +248,7 @@ class DDS(Solver):
         return v
 
 
+@checks.typed
 def law(solver: Solver) -> DenseMixture:
     """Return the normal law of the reconstructions of a solver that is affine in all its noise.
 

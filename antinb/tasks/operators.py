@@ -95,6 +95,7 @@ class Linear:
         return {"name": self.name, **self.parameters}
 
 
+@checks.typed
 def inpainting(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     """Return the operator that keeps the pixels where a mask is true, `(B, C, H, W)` to `(B, C, kept)`.
 
@@ -110,6 +111,7 @@ def inpainting(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     return Linear("inpainting", shape, lambda x: x.flatten(-2)[..., places.to(x.device)], {"kept": places.tolist()})
 
 
+@checks.typed
 def superresolution(shape: tuple[int, int, int], factor: int) -> Linear:
     """Return the antialiased bicubic reduction by a factor, `(B, C, H, W)` to `(B, C, H / factor, W / factor)`.
 
@@ -124,14 +126,13 @@ def superresolution(shape: tuple[int, int, int], factor: int) -> Linear:
     if height % factor or width % factor:
         raise ValueError(f"factor must divide height and width, {height} and {width}; got {factor}")
     rows, columns = (
-        functional.interpolate(torch.eye(side, dtype=torch.float64)[None, None], (side // factor, side), **BICUBIC)[
-            0, 0
-        ]
+        functional.interpolate(torch.eye(side).double()[None, None], (side // factor, side), **BICUBIC)[0, 0]
         for side in (height, width)
     )
     return Linear("superresolution", shape, lambda x: rows.to(x) @ x @ columns.T.to(x), {"factor": factor})
 
 
+@checks.typed
 def deblurring(shape: tuple[int, int, int], width: float) -> Linear:
     """Return the Gaussian blur `k * x` of a standard deviation in pixels, `(B, C, H, W)` to the same.
 
@@ -146,12 +147,12 @@ def deblurring(shape: tuple[int, int, int], width: float) -> Linear:
         True
     """
     checks.number("width", width, 0.1, min(shape[-2:]) / 4)
-    rows, columns = (
-        torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side), width, axis=0, mode="mirror")) for side in shape[-2:]
-    )
+    filtered = (ndimage.gaussian_filter1d(np.eye(side), width, axis=0, mode="mirror") for side in shape[-2:])
+    rows, columns = map(torch.from_numpy, filtered)
     return Linear("deblurring", shape, lambda x: rows.to(x) @ x @ columns.T.to(x), {"width": width})
 
 
+@checks.typed
 def fourier(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     """Return the unitary Fourier coefficients where a mask is true, real and imaginary, `(B, C, kept, 2)`: MRI.
 
@@ -168,6 +169,7 @@ def fourier(shape: tuple[int, int, int], mask: np.ndarray) -> Linear:
     return Linear("fourier", shape, coefficients, {"kept": places.tolist()})
 
 
+@checks.typed
 def tomography(shape: tuple[int, int, int], views: int) -> Linear:
     r"""Return parallel-beam projections, `(B, C, H, W)` to `(B, C, views, W)`: sparse-view CT of small images.
 
@@ -185,9 +187,8 @@ def tomography(shape: tuple[int, int, int], views: int) -> Linear:
     views = checks.integer("views", views, 1)
     if shape[-2] != shape[-1] or shape[-1] > LARGEST:
         raise ValueError(f"tomography takes square images of at most {LARGEST} pixels a side; got {tuple(shape)}")
-    size = shape[-2:]
+    size, seen = shape[-2:], []
     pixels = torch.eye(math.prod(size), dtype=torch.float64).view(-1, 1, *size)
-    seen = []
     for angle in (math.pi * view / views for view in range(views)):
         turn = torch.tensor([[[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]])
         grid = functional.affine_grid(turn.double(), [1, 1, *size], align_corners=False).expand(len(pixels), -1, -1, -1)
@@ -200,6 +201,7 @@ def tomography(shape: tuple[int, int, int], views: int) -> Linear:
     return Linear("tomography", shape, projections, {"views": views})
 
 
+@checks.typed
 def random_mask(size: tuple[int, int], share: float, *, seed: int) -> np.ndarray:
     """Return a mask `(H, W)` that is true at a share of its places, rounded, drawn without replacement.
 
@@ -210,13 +212,13 @@ def random_mask(size: tuple[int, int], share: float, *, seed: int) -> np.ndarray
         >>> int(random_mask((8, 8), 0.25, seed=0).sum())
         16
     """
-    height, width = checks.shape(size)
-    count = checks.integer("the places of a mask", round(checks.number("share", share, 0, 1) * height * width), 1)
-    mask = np.zeros(height * width, bool)
+    mask = np.zeros(math.prod(size), bool)
+    count = checks.integer("the places of a mask", round(checks.number("share", share, 0, 1) * mask.size), 1)
     mask[np.random.default_rng(checks.seed(seed)).permutation(mask.size)[:count]] = True
-    return mask.reshape(height, width)
+    return mask.reshape(size)
 
 
+@checks.typed
 def box_mask(size: tuple[int, int], side: int) -> np.ndarray:
     """Return a mask `(H, W)` that is false in a square of this side in the middle, true around it.
 
@@ -227,13 +229,14 @@ def box_mask(size: tuple[int, int], side: int) -> np.ndarray:
         >>> int(box_mask((8, 8), 4).sum())
         48
     """
-    height, width = checks.shape(size)
+    height, width = size
     side, mask = checks.integer("side", side, 1, min(height, width) - 1), np.ones((height, width), bool)
     top, left = (height - side) // 2, (width - side) // 2
     mask[top : top + side, left : left + side] = False
     return mask
 
 
+@checks.typed
 def line_mask(size: tuple[int, int], share: float, *, centre: int = 4, seed: int) -> np.ndarray:
     """Return a mask `(H, W)` of whole rows of frequencies: the `centre` lowest, and a random share of the others.
 
@@ -241,14 +244,16 @@ def line_mask(size: tuple[int, int], share: float, *, centre: int = 4, seed: int
         ValueError: if the share is not from 0 to 1, `centre` not from 1 to the height, or the seed is negative.
     """
     height, width = checks.shape(size)
-    order = np.argsort(np.abs(np.fft.fftfreq(height)), kind="stable")
-    order[centre:] = np.random.default_rng(checks.seed(seed)).permutation(order[centre:])
-    chosen = checks.integer("centre", centre, 1, height) + round(
-        checks.number("share", share, 0, 1) * (height - centre)
+    centre, order = (
+        checks.integer("centre", centre, 1, height),
+        np.argsort(np.abs(np.fft.fftfreq(height)), kind="stable"),
     )
+    order[centre:] = np.random.default_rng(checks.seed(seed)).permutation(order[centre:])
+    chosen = centre + round(checks.number("share", share, 0, 1) * (height - centre))
     return np.broadcast_to(np.isin(np.arange(height), order[:chosen])[:, None], (height, width)).copy()
 
 
+@checks.typed
 def observe(operator: Operator, image: torch.Tensor | np.ndarray, *, sigma: float, seed: int) -> torch.Tensor:
     """Return one measurement `A(x) + sigma e`, `(C, H, W)` to `(1, ...)`, e normal and fixed by the seed.
 
@@ -260,12 +265,12 @@ def observe(operator: Operator, image: torch.Tensor | np.ndarray, *, sigma: floa
         >>> observe(operator, torch.zeros(1, 8, 8), sigma=0.1, seed=0).shape
         torch.Size([1, 1, 4, 4])
     """
-    clean = operator.A(torch.as_tensor(image)[None])
-    rng = np.random.default_rng(checks.seed(seed))
+    clean, rng = operator.A(torch.as_tensor(image)[None]), np.random.default_rng(checks.seed(seed))
     noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape))).to(clean)
     return clean + checks.number("sigma", sigma, 0, 1e6) * noise
 
 
+@checks.typed
 def dot_test(operator: Operator, shape: tuple[int, ...], *, like: torch.Tensor | None = None) -> float:
     """Return the relative error of the adjoint, `|<A x, y> - <x, A'y>| / (|A x| |y|)` at random x and y.
 
@@ -282,13 +287,13 @@ def dot_test(operator: Operator, shape: tuple[int, ...], *, like: torch.Tensor |
         True
     """
     rng, like = np.random.default_rng(0), torch.zeros(()) if like is None else like
-    x = torch.from_numpy(rng.standard_normal((2, *checks.shape(shape)))).to(like)
+    x = torch.from_numpy(rng.standard_normal((2, *shape))).to(like)
     measured = operator.A(x)
     y = torch.from_numpy(rng.standard_normal(tuple(measured.shape))).to(like)
     back = operator.A_adjoint(y)
     if len(measured) != len(x) or back.shape != x.shape:
-        rule = f"A and A_adjoint must keep the batch and return {tuple(x.shape)}"
-        raise ValueError(f"{rule}; got {tuple(measured.shape)} and {tuple(back.shape)}")
+        found = f"{tuple(measured.shape)} and {tuple(back.shape)}"
+        raise ValueError(f"A and A_adjoint must keep the batch and return {tuple(x.shape)}; got {found}")
     there, here = ((one.double() * other.double()).sum() for one, other in ((measured, y), (x, back)))
     error = float((there - here).abs() / (measured.double().norm() * y.double().norm()))
     if not error <= TOLERANCE:
@@ -296,6 +301,7 @@ def dot_test(operator: Operator, shape: tuple[int, ...], *, like: torch.Tensor |
     return error
 
 
+@checks.typed
 def matrix(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Return the operator as a dense matrix `(m, d)` from flattened images to flattened measurements.
 
@@ -303,14 +309,12 @@ def matrix(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype = torc
         >>> matrix(superresolution((1, 8, 8), 2), (1, 8, 8)).shape
         torch.Size([16, 64])
     """
-    sizes = checks.shape(shape)
-    return operator.A(torch.eye(math.prod(sizes), dtype=dtype).unflatten(1, sizes)).flatten(1).T
+    return operator.A(torch.eye(math.prod(shape), dtype=dtype).unflatten(1, shape)).flatten(1).T
 
 
 def _places(shape: tuple[int, int, int], mask: np.ndarray) -> torch.Tensor:
-    mask = np.asarray(mask)
+    mask = checks.kept(mask)
     if mask.dtype != bool or mask.shape != tuple(shape[-2:]) or not mask.any():
-        raise ValueError(
-            f"a mask must be boolean, of shape {tuple(shape[-2:])}, and keep something; got {mask.dtype}, {mask.shape}"
-        )
+        found = f"{mask.dtype}, {mask.shape}"
+        raise ValueError(f"a mask must be boolean, of shape {tuple(shape[-2:])}, and keep something; got {found}")
     return torch.from_numpy(np.flatnonzero(mask))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +16,12 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from antinb import checks
+from antinb.checks import plain, quoted
 from antinb.models import consistency, decoders, diffusion, functions, networks, pipelines, rectified
 from antinb.models.exact import Mixture
 from antinb.models.generator import Generator
-from antinb.zoo import folders, shipped
+from antinb.zoo import folders, mixtures, settings, shipped
+from antinb.zoo.mixtures import MIXTURE
 from antinb.zoo.shipped import registry
 
 if TYPE_CHECKING:
@@ -33,10 +33,16 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 WANTED = ["*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model.safetensors"]
 UNWANTED = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.ema.*", "safety_checker/*", "*onnx*", "*openvino*", "*flax*"]
 OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
-PARTS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer")
+MARKS = (folders.INDEX, "config.json", MIXTURE, *folders.PARTS)  # one of them is in the folder of any model
+A_MODEL = (
+    "a model is a shipped name, an id 'owner/name' of the hub, a diffusers pipeline, a callable, or a folder with "
+    "model_index.json, config.json, or unet/ or transformer/ beside scheduler/"
+)
 OWN_LOOP = ("DDPMPipeline", "DDIMPipeline")  # pipelines that antinb's own sampler repeats step by step
 
 Built = TypeVar("Built", bound=nn.Module)
+Look = Callable[[nn.Module, str], None]
 Sampler = diffusion.Diffusion | rectified.RectifiedFlow | consistency.Consistency
 
 
@@ -87,9 +93,9 @@ def load(
         >>> antinb.load(torch.tanh, shape=(1, 4, 4)).shape
         (1, 4, 4)
     """
-    settings = {"steps": steps, "scheduler": scheduler, "clip": clip}
-    settings |= {"eta": eta, "guidance": guidance, "compile": compile}
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {"steps": steps, "scheduler": scheduler, "clip": clip, "eta": eta, "guidance": guidance, "compile": compile}
+    refused = ", ".join([*given, "prompts", "options"])
+    given = {name: value for name, value in given.items() if value is not None}
     extras = {"prompts": prompts, "options": options or {}}
     if isinstance(source, DiffusionPipeline):
         return _pipeline(source, given, shape, **extras)
@@ -97,36 +103,47 @@ def load(
         place = torch.device(device)
         torch.empty(0, device=place)
     except (AssertionError, RuntimeError, TypeError):
-        raise ValueError(f"device must be one that torch has here, such as 'cpu' or 'cuda:0'; got {device!r}") from None
+        rule = "device must be one that torch has here, such as 'cpu' or 'cuda:0'"
+        raise ValueError(f"{rule}; got {quoted(device)}") from None
     if callable(source):
-        if shape is None or given or any(extras.values()):
-            refused = ", ".join(settings | extras)
-            raise ValueError(f"a callable needs shape= and takes no {refused}; got {shape=!r}, {given}")
+        if shape is None or given or extras["prompts"] or extras["options"]:
+            raise ValueError(f"a callable needs shape= and takes no {refused}; got {shape=!r}, {quoted(given)}")
         module = isinstance(source, torch.nn.Module)
         return functions.Function(source.to(place).eval() if module else source, shape, place)
-    if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(f"a model is a name, a folder, a pipeline or a callable; got {source!r}")
+    folder = _place(source)
     if shape is not None:
-        raise ValueError(f"shape= belongs to a callable; {str(source)!r} has its own; got {shape!r}")
-    known = registry()
-    if str(source) in known:
-        folder = shipped.folder(str(source))
-    elif Path(source).expanduser().is_dir():
-        folder = Path(source).expanduser()
-    elif HUB_ID.fullmatch(str(source)):
-        folder = _download(str(source))
-    else:
-        close = difflib.get_close_matches(str(source), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"shipped are {', '.join(known)}"
-        raise ValueError(f"no model or folder is called {str(source)!r}; {hint}")
-    folders.inside(folder)
-    if (folder / folders.INDEX).exists() and folders.config(folder, folders.INDEX).get("_class_name") not in OWN_LOOP:
-        from antinb.zoo import components
+        raise ValueError(f"shape= belongs to a callable; {quoted(str(source))} has its own; got {quoted(shape)}")
+    with torch.random.fork_rng(devices=[]):
+        if (folder / folders.INDEX).exists():
+            if folders.config(folder, folders.INDEX).get("_class_name") not in OWN_LOOP:
+                from antinb.zoo import components
 
-        return _pipeline(components.load(folder, place), given, shape, **extras)
-    if any(extras.values()):
-        raise ValueError(f"prompts= and options= belong to a pipeline; {str(source)!r} runs in antinb's own loop")
-    return _folder(folder, place).with_(**given)
+                return _pipeline(components.load(folder, place), given, shape, **extras)
+        if extras["prompts"] or extras["options"]:
+            rule = "prompts= and options= belong to a pipeline"
+            raise ValueError(f"{rule}; {quoted(str(source))} runs in antinb's own loop")
+        return _folder(folder, place).with_(**given)
+
+
+def _place(source: str | Path) -> Path:
+    """Return the folder of a model, whose files are ordinary ones inside it.
+
+    Raises:
+        ValueError: if there is no such model, or a file of it leads out of the folder.
+    """
+    if not isinstance(source, (str, os.PathLike)) or not isinstance(os.fspath(source), str):
+        raise ValueError(f"{A_MODEL}; got {quoted(source)}")
+    name, known = os.fspath(source), registry()
+    path = os.path.expanduser(name)
+    if name in known:
+        return shipped.folder(name)
+    if os.path.isdir(path) and any((Path(path) / mark).exists() for mark in MARKS):
+        return folders.enter(Path(path))
+    if os.path.isdir(path) or not name.strip():
+        raise ValueError(f"{A_MODEL}; got {quoted(name)}")
+    if HUB_ID.fullmatch(name):
+        return folders.enter(_download(name))
+    raise ValueError(checks.unknown("no model or folder", name, known, "shipped are"))
 
 
 def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sampler:
@@ -139,15 +156,15 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
         >>> untrained("fashion-dit", seed=0, steps=5).describe()["model"]
         'fashion-dit, untrained'
     """
-    folder = shipped.DATA / "models" / str(source) if str(source) in registry() else Path(source)
-    seed = checks.seed(seed)
+    folder, seed = _place(source), checks.seed(seed)
+    config = settings.scheduler(folder)
     build, path = _denoiser(folder)
-    _check(build, path)
+    _check(build, path, settings.check_images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
-    return _from_network(network, _levels(folder), **identity).with_(steps=steps)
+    return _from_network(network, config, **identity).with_(steps=steps)
 
 
 def mixture(name: str) -> Mixture:
@@ -160,9 +177,9 @@ def mixture(name: str) -> Mixture:
         >>> mixture("fashion-mixture").mean.shape
         torch.Size([784])
     """
-    if "mixture.safetensors" not in registry().get(name, {"files": {}})["files"]:
-        raise ValueError(f"{name!r} is no shipped mixture")
-    return _mixture(shipped.folder(name), torch.device("cpu"))[0].to(torch.float64)
+    if MIXTURE not in registry().get(name if isinstance(name, str) else "", {"files": {}})["files"]:
+        raise ValueError(f"{quoted(name)} is no shipped mixture")
+    return mixtures.read(shipped.folder(name), torch.device("cpu"))[0].to(torch.float64)
 
 
 def _download(name: str) -> Path:
@@ -175,18 +192,9 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the hub gives no model {name!r} ({type(error).__name__}): fetch it where there is a network, "
+            f"the hub gives no model {quoted(name)} ({type(error).__name__}): fetch it where there is a network, "
             f"'hf download {name} --local-dir FOLDER', and load the folder"
         ) from None
-
-
-def _mixture(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], Path]:
-    tensors, metadata = folders.tensors(folder, "mixture.safetensors", device)
-    missing = {"weights", "means", "factors", "variances"} - set(tensors) or {"shape"} - set(metadata)
-    if missing:
-        raise ValueError(f"{folder.name}/mixture.safetensors lacks {min(missing)!r}")
-    parts = (tensors[key].float() for key in ("weights", "means", "factors", "variances"))
-    return Mixture(*parts), tuple(json.loads(metadata["shape"])), folder / "mixture.safetensors"
 
 
 def _pipeline(
@@ -211,11 +219,11 @@ def _folder(
 ) -> Sampler | decoders.Decoder | decoders.Latent | normalizing.NormalizingFlow:
     if (folder / "config.json").exists() and not (folder / folders.INDEX).exists():
         return _one_call(folder, device)
-    config = _levels(folder)
-    if (folder / "mixture.safetensors").exists():
-        known, size, path = _mixture(folder, device)
+    config = settings.scheduler(folder)
+    if (folder / MIXTURE).exists():
+        known, size, path = mixtures.read(folder, device)
         return diffusion.from_mixture(known, size, config, model=folder.name, weights_sha256=folders.sha256(path))
-    network, path = filled(*_denoiser(folder), device)
+    network, path = filled(*_denoiser(folder), device, settings.check_images)
     sampler = _from_network(network, config, model=folder.name, weights_sha256=folders.sha256(path))
     if not (folder / "vae").is_dir():
         return sampler
@@ -223,38 +231,47 @@ def _folder(
     return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": folders.sha256(path)})
 
 
-def _levels(folder: Path) -> dict[str, Any]:
-    """Return the configuration of a folder's scheduler."""
-    return folders.config(folders.part(folder, "scheduler"), "scheduler_config.json")
-
-
 def _denoiser(folder: Path) -> tuple[Callable[[], nn.Module], Path]:
     """Return what builds the network of a diffusers folder, and the path of its weights."""
-    part = next((name for name in PARTS if (folder / name).is_dir()), PARTS[0])
+    part = next((name for name in DENOISERS if (folder / name).is_dir()), DENOISERS[0])
     return _known(folders.part(folder, part), networks.CLASSES)
 
 
 def _known(folder: Path, classes: Mapping[str, type[Built]]) -> tuple[Callable[[], Built], Path]:
-    settings = folders.config(folder, "config.json")
-    name = settings.get("_class_name")
+    config, where = folders.config(folder, "config.json"), f"{plain(folder.parent.name)}/{plain(folder.name)}"
+    name = config.get("_class_name")
     if not isinstance(name, str) or name not in classes:
-        raise ValueError(f"{folder.parent.name}/{folder.name} must be {' or '.join(classes)}; got {name!r}")
-    build: Callable[..., Built] = getattr(classes[name], "from_config")  # noqa: B009
-    return partial(build, settings), folder / f"{folders.WEIGHTS}.safetensors"
+        raise ValueError(f"{where} must be {' or '.join(classes)}; got {quoted(name)}")
+    settings.check(config, [classes[name]], f"{where}/config.json")
+    null = config.pop(networks.NULL, None)
+
+    def build() -> Built:
+        network = getattr(classes[name], "from_config")(config)  # noqa: B009
+        if null is not None:
+            network.register_to_config(**{networks.NULL: null})
+        return network
+
+    return build, folder / f"{folders.WEIGHTS}.safetensors"
 
 
-def _check(build: Callable[[], nn.Module], path: Path) -> None:
+def _check(build: Callable[[], nn.Module], path: Path, look: Look | None = None) -> None:
     """Refuse a network, before it is built, whose configuration does not fit the weights at `path`."""
-    name, found = path.parent.name, folders.shapes(path.parent, path.stem)
-    wanted = {key: tuple(value.shape) for key, value in folders.sketch(build, found, name).state_dict().items()}
-    if wanted != found:
-        first = min(wanted.items() ^ found.items())[0]
-        raise ValueError(f"{name}: weights and configuration differ, first in {first!r}")
+    name, found = plain(path.parent.name), folders.header(path.parent, path.stem)
+    network = folders.sketch(build, found.shapes, name)
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    if wanted != found.shapes:
+        first = min(wanted.items() ^ found.shapes.items())[0]
+        raise ValueError(f"{name}: weights and configuration differ, first in {quoted(first)}")
+    folders.check_types(found, network, name)
+    if look:
+        look(network, name)
 
 
-def filled(build: Callable[[], Built], path: Path, device: torch.device) -> tuple[Built, Path]:
-    """Return a network on its device with its weights, and their path."""
-    _check(build, path)
+def filled(
+    build: Callable[[], Built], path: Path, device: torch.device, look: Look | None = None
+) -> tuple[Built, Path]:
+    """Return a network on its device with its weights, and their path; `look` may refuse its sketch."""
+    _check(build, path, look)
     network = build()
     network.load_state_dict(folders.tensors(path.parent, path.name, device)[0])
     return network.to(device), path
@@ -262,26 +279,26 @@ def filled(build: Callable[[], Built], path: Path, device: torch.device) -> tupl
 
 def _from_network(network: nn.Module, config: dict[str, Any], **identity: object) -> Sampler:
     """Return the generator of a network; its scheduler says what the network predicts, by default the noise."""
-    kinds = {"FlowMatchEulerDiscreteScheduler": rectified, "LCMScheduler": consistency}
-    return kinds.get(str(config.get("_class_name")), diffusion).from_network(network, config, **identity)
+    return settings.KINDS[config["_class_name"]].from_network(network, config, **identity)
 
 
 def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | normalizing.NormalizingFlow:
     """Return the generator of a folder in antinb's own format, which makes an image in one call."""
-    settings = folders.config(folder, "config.json")
-    kind = settings.get("kind")
-    if kind not in OWN_KINDS:
-        raise ValueError(f"{folder.name}/config.json: kind must be one of {', '.join(OWN_KINDS)}; got {kind!r}")
-    missing = set(OWN_KINDS[kind]) - set(settings)
+    config, where = folders.config(folder, "config.json"), f"{plain(folder.name)}/config.json"
+    kind = config.get("kind")
+    if not isinstance(kind, str) or kind not in OWN_KINDS:
+        raise ValueError(f"{where}: kind must be one of {', '.join(OWN_KINDS)}; got {quoted(kind)}")
+    missing = set(OWN_KINDS[kind]) - set(config)
     if missing:
-        raise ValueError(f"{folder.name}/config.json lacks {min(missing)!r}")
-    sizes, weights = [settings[name] for name in OWN_KINDS[kind]], folder / "model.safetensors"
+        raise ValueError(f"{where} lacks {min(missing)!r}")
+    sizes = [checks.integer(f"{where}: {name}", config[name], 1) for name in OWN_KINDS[kind]]
+    weights = folder / "model.safetensors"
     if kind == "vae":
         network, path = filled(partial(decoders.decoder, *sizes), weights, device)
         identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
-        return decoders.Decoder(network, settings["latent"], identity)
+        return decoders.Decoder(network, config["latent"], identity)
     from antinb.models import normalizing  # zuko turns off torch's checks of distributions, so it is imported here only
 
     network, path = filled(partial(normalizing.flow, *sizes), weights, device)
     identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
-    return normalizing.NormalizingFlow(network, (1, settings["size"], settings["size"]), identity)
+    return normalizing.NormalizingFlow(network, (1, config["size"], config["size"]), identity)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from antinb import checks
 from antinb.zoo import folders
 
 __all__ = ["DATA", "held_out", "models"]
@@ -59,6 +60,7 @@ def folder(name: str) -> Path:
     return place
 
 
+@checks.typed
 def held_out(name: str, *, sample: str = "classes") -> tuple[np.ndarray, np.ndarray]:
     """Return images that no shipped model was trained on, `(N, C, H, W)` in [-1, 1], and their classes `(N,)`.
 

@@ -18,7 +18,7 @@ NULL = 10
 
 def build() -> UNet2DModel:
     """Return the untrained network."""
-    return training.unet((32, 64, 128), size=32, channels=3, num_class_embeds=NULL + 1)
+    return training.unet((32, 64, 128), size=32, channels=3, null=NULL)
 
 
 def loss(

@@ -19,7 +19,7 @@ BATCH = 256
 def build() -> UNet2DModel:
     """Return the untrained network."""
     widths = (64, 112, 128)
-    return training.unet(widths, size=32, channels=3, attention=2, layers_per_block=2, num_class_embeds=NULL + 1)
+    return training.unet(widths, size=32, channels=3, attention=2, layers_per_block=2, null=NULL)
 
 
 @click.command()

@@ -19,7 +19,7 @@ NULL = 10
 
 def build() -> UNet2DModel:
     """Return the untrained network."""
-    return training.unet((32, 64, 96), num_class_embeds=NULL + 1)
+    return training.unet((32, 64, 96), null=NULL)
 
 
 def loss(

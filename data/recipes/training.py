@@ -41,12 +41,17 @@ def unet(
     channels: int = 1,
     attention: int = 1,
     seed: int = SEED,
+    null: int | None = None,
     **settings: object,
 ) -> UNet2DModel:
-    """Return an untrained UNet of `size` by `size` images, with attention at the coarsest `attention` of its levels."""
+    """Return an untrained UNet of `size` by `size` images, with attention at the coarsest `attention` of its levels.
+
+    With a null class it has the classes 0 to `null`, and its configuration names the last one.
+    """
     torch.manual_seed(seed)
     plain = len(widths) - attention
-    return UNet2DModel(
+    classes = {} if null is None else {"num_class_embeds": null + 1}
+    network = UNet2DModel(
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
@@ -55,8 +60,11 @@ def unet(
         up_block_types=("AttnUpBlock2D",) * attention + ("UpBlock2D",) * plain,
         attention_head_dim=16,
         norm_num_groups=8,
-        **{"layers_per_block": 1} | settings,
+        **{"layers_per_block": 1} | classes | settings,
     )
+    if null is not None:
+        network.register_to_config(null_class=null)
+    return network
 
 
 def noise_loss(null: int | None = None) -> Loss:

@@ -97,3 +97,29 @@ def test_what_belongs_to_a_pipeline_is_refused():
             antinb.load(Gan(), shape=(5,), **given)
         with pytest.raises(ValueError, match="own loop|no setting|guidance needs"):
             antinb.load("fashion-ddpm", **given)
+
+
+@pytest.mark.parametrize(
+    ("function", "rule"),
+    [
+        (lambda z: z.movedim(1, -1), r"channels first; got \(4, 8, 8, 1\)"),
+        (lambda z: z.repeat(1, 3, 1, 1).movedim(1, -1), r"channels first; got \(4, 8, 8, 3\)"),
+        (lambda z: (z * 50 + 128).to(torch.uint8), "floating-point numbers.*got torch.uint8"),
+        (lambda z: z > 0, "got torch.bool"),
+        (lambda z: z.to(torch.complex64), "got torch.complex64"),
+        (lambda z: z.long(), "got torch.int64"),
+        (lambda z: z[:, :, 0], "must return a tensor"),
+        (lambda z: z.numpy(), "must return a tensor"),
+    ],
+)
+def test_what_is_no_image_is_refused(function, rule):
+    with pytest.raises(ValueError, match=rule):
+        antinb.load(function, shape=(1, 8, 8)).generate(torch.randn(4, 1, 8, 8))
+
+
+def test_images_from_0_to_1_are_told():
+    z = torch.randn(4, 1, 8, 8)
+    with pytest.warns(UserWarning, match="If 0 is its black, let it return 2 x - 1"):
+        antinb.load(torch.sigmoid, shape=(1, 8, 8)).generate(z)
+    for function in (torch.tanh, torch.zeros_like, torch.ones_like):
+        antinb.load(function, shape=(1, 8, 8)).generate(z)

@@ -6,11 +6,17 @@ import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
+    DanceDiffusionPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    EulerDiscreteScheduler,
+    IPNDMScheduler,
+    StableAudioPipeline,
+    UNet1DModel,
 )
+from families import FAMILIES, PROMPTS
 from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
 
 import antinb
@@ -185,3 +191,64 @@ def test_calls_are_counted_and_must_not_depend_on_the_batch():
     assert generator.evaluations == 3
     with pytest.raises(ValueError, match="4 times an image, and 3 before"):
         generator.generate(torch.randn(2, *SHAPE), draw=lambda _, shape: torch.zeros(2, *shape))
+
+
+def test_a_pipeline_without_classes_does_not_take_a_network_with_classes():
+    pipeline = DDPMPipeline(tiny_unet(num_class_embeds=10), DDPMScheduler(1000))
+    with pytest.raises(ValueError, match="calls its network without classes, of which it has 10: save it and load"):
+        antinb.load(pipeline)
+
+
+def test_sound_is_refused():
+    blocks = {"down_block_types": ("DownBlock1DNoSkip", "AttnDownBlock1D"), "layers_per_block": 1}
+    blocks |= {"up_block_types": ("AttnUpBlock1D", "UpBlock1DNoSkip"), "block_out_channels": (32, 32)}
+    network = UNet1DModel(sample_size=64, extra_in_channels=16, in_channels=2, out_channels=2, **blocks)
+    with pytest.raises(ValueError, match="DanceDiffusionPipeline makes sound, which is no image"):
+        antinb.load(DanceDiffusionPipeline(network, IPNDMScheduler()))
+    audio = object.__new__(StableAudioPipeline)
+    audio._internal_dict = {}
+    audio.transformer = network
+    with pytest.raises(ValueError, match="StableAudioPipeline makes sound"):
+        antinb.load(audio)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return FAMILIES["stable diffusion"].save(tmp_path_factory.mktemp("words") / "model")
+
+
+@pytest.mark.slow
+def test_eta_needs_a_scheduler_that_takes_it(words):
+    pipeline = antinb.load(words, prompts=PROMPTS).pipeline
+    assert antinb.load(pipeline, prompts=PROMPTS, eta=np.float32(0.5)).describe()["options"] == {"eta": 0.5}
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    antinb.load(pipeline, prompts=PROMPTS, eta=0.0)
+    with pytest.raises(ValueError, match="eta=0.5 with EulerDiscreteScheduler"):
+        antinb.load(pipeline, prompts=PROMPTS, eta=0.5)
+
+
+@pytest.mark.slow
+def test_one_negative_prompt_is_for_all(words):
+    z, both = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    shared = {"steps": 1, "prompts": PROMPTS, "guidance": 3.0}
+
+    def images(condition=both, noises=z, **options):
+        return antinb.load(words, options=options, **shared).generate(noises, condition=condition)
+
+    one = images(negative_prompt="b")
+    torch.testing.assert_close(images(negative_prompt=["b", "b"]), one)
+    torch.testing.assert_close(images(negative_prompt=["b"]), one)
+    own = images(negative_prompt=["b", "c a"])
+    torch.testing.assert_close(own[:1], one[:1], rtol=0, atol=1e-5)
+    assert (own[1] - one[1]).abs().max() > 1e-4
+    torch.testing.assert_close(images(both[1:], z[1:], negative_prompt=["b", "c a"]), own[1:], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="negative_prompt is one text, or one for each of 2 prompts"):
+        images(negative_prompt=["a", "b", "c"])
+
+
+def test_after_an_adapter_was_added_it_says_what_to_call(ddpm):
+    ddpm.unet.conv_in.train()
+    with pytest.raises(
+        ValueError, match="also after load_lora_weights: pipeline.unet.eval.*Conv2d is in training mode"
+    ):
+        antinb.load(ddpm, steps=1).generate(torch.zeros(1, *SHAPE))

@@ -219,7 +219,7 @@ def test_bad_edits_are_refused_with_the_value(call, words):
 
 
 def test_models_of_the_wrong_kind_are_refused(mixture_generator):
-    with pytest.raises(ValueError, match="rectified flow with classes, .* got a Diffusion"):
+    with pytest.raises(ValueError, match="model must be a RectifiedFlow; got a Diffusion"):
         editing.flow_edit(mixture_generator, IMAGES, 0, 1)
     with pytest.raises(ValueError, match="no classes; got to_class=1"):
         editing.sd_edit(mixture_generator, IMAGES, 1)
@@ -269,6 +269,7 @@ def test_measures_of_edits_that_are_the_source_another_image_and_the_target():
 
 
 def test_a_target_needs_classes(mixture_generator):
-    editor = editing.sd_edit(mixture_generator, IMAGES)
+    editor, judge = editing.sd_edit(mixture_generator, IMAGES), classifier.load("fashion-classifier")
+    run = antinb.sample(editor, noise.iid(2), seed=0, condition=[0, 1], progress=False)
     with pytest.raises(ValueError, match="needs an editor with classes"):
-        editing.measure(None, editor, None)
+        editing.measure(run, editor, judge)
