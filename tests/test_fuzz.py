@@ -224,7 +224,7 @@ def kinds():
 
 
 @pytest.mark.slow
-@settings(RULES, max_examples=4000)
+@settings(RULES, max_examples=2000)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_every_public_function_is_right_or_refuses_in_one_line(kinds, data):

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import dask.array
 import numpy as np
@@ -209,7 +209,7 @@ def _attr(values: xr.DataArray, name: str) -> str:
     return values.attrs[name]
 
 
-def _json(text: object) -> object:
+def _json(text: object) -> Any:  # noqa: ANN401
     """Return what a text says in JSON; None if it is none."""
     try:
         return json.loads(text) if isinstance(text, str) else None

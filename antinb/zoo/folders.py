@@ -183,8 +183,8 @@ def header(folder: Path, stem: str) -> Header:
                 )
     found = Header({}, {}, {})
     for name in names:
-        for whole, own in zip(found, _header(folder, name), strict=True):
-            whole.update(own)
+        own = _header(folder, name)
+        found = Header(found.shapes | own.shapes, found.types | own.types, found.metadata | own.metadata)
     return found
 
 
