@@ -234,7 +234,7 @@ def array(what: str, value: object) -> np.ndarray:
         found = np.array(None)
     if found.dtype.kind not in "fiu":
         raise ValueError(f"{what} consists of real numbers; got {quoted(value)}")
-    return found.astype(float)
+    return found.astype(float, copy=False)
 
 
 def memory(what: str, *sizes: int, itemsize: int = 4) -> None:

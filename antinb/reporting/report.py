@@ -196,7 +196,7 @@ class Report:
         claims = judge(list(self._claims.values()))
         for claim in claims:
             claim |= {key: None for key in ENDS if not math.isfinite(claim[key])}
-        about = {"notebook": self.notebook, "profile": self.parameters.get("profile"), "date": manifest.today()}
+        about = {"notebook": self.notebook, "profile": str(self.parameters.get("profile")), "date": manifest.today()}
         entries = {"made_by": manifest.MAKER, **about, "figures": list(self._figures.values()), "claims": claims}
         manifest.write(self.folder / manifest.NAME, json.dumps(entries, indent=1, allow_nan=False) + "\n")
 
