@@ -73,7 +73,7 @@ def _judge(folder: Path, claims: list[dict]) -> int:
     for claim in claims:
         estimate, low, high = manifest.told(claim)
         numbers = "no estimate" if "--" in (estimate, low, high) else f"{estimate} [{low}, {high}]"
-        click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}")
+        click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<31} {claim['rule'] or ''}")
     bad = {"refuted"} if smoke else {"refuted", "undecided"}
     return REFUTED if any(claim["state"] in bad for claim in claims) else 0
 
