@@ -185,7 +185,8 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
     Args:
         fine: `(statistic, unit, member)` of the pilot.
         coarse: the same of a coarse twin, same noise; None plans no second level.
-        level: of jackknife intervals `low, high` of the efficiency, over the units; None makes none.
+        level: of jackknife intervals `low, high` of the efficiency, over the units; None makes none, and then a unit
+            may stand twice, as in a bootstrap.
 
     Returns:
         Rows `statistic, odd_share, smooth_share, design, levels, efficiency, variance, cost, coefficient,
@@ -203,13 +204,16 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
         >>> candidates(fine)["design"].tolist()
         ['iid', 'antithetic', 'sobol(4)', 'sobol(8, antithetic)']
     """
-    fine = dataset.measured(fine, "statistic", "seed")
-    coarse = None if coarse is None else dataset.measured(coarse, "statistic", "seed")
-    name, about = dataset.design(fine), json.loads(fine.attrs["design"])
+    given = [fine] if coarse is None else [fine, coarse]
+    # without intervals units may stand twice, as those that a bootstrap draws
+    tables = [table if level else table.drop_vars("unit", errors="ignore") for table in given]
+    tables = [dataset.measured(table, "statistic", "seed") for table in tables]
+    dataset.same_units(given[0], given[-1])
+    fine, name, about = tables[0], dataset.design(fine), json.loads(fine.attrs["design"])
     if name != "sobol" or not about.get("antithetic") or about.get("members") != fine.sizes["member"]:
         raise ValueError(f"a pilot is a run of noise.sobol(..., antithetic=True); got {name!r}")
-    tables, points = [fine] if coarse is None else [fine, coarse], about["members"]
-    costs = [evaluations(fine) / fine[0].size] if coarse is None else controls.two_costs(fine, coarse)
+    points = about["members"]
+    costs = [evaluations(fine) / fine[0].size] if coarse is None else controls.two_costs(*tables)
     half, rows = points // 2, []
     for name in fine["statistic"].values.tolist():
         table = np.stack([defined(part, name) for part in tables], -1)

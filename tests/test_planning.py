@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from scipy import stats
@@ -222,3 +223,14 @@ def test_more_bad_plans_are_one_line(mixture_generator):
         with pytest.raises(ValueError, match=reason) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_units_drawn_again_are_planned_with_but_given_no_interval():
+    """Efficiencies of units that stand twice are those of the same numbers under other labels."""
+    fine = run(noise.sobol(20, 8, antithetic=True), rough, 0).assign_coords(unit=np.arange(20))
+    drawn = fine.isel(unit=np.r_[np.arange(20), np.arange(10)])
+    pd.testing.assert_frame_equal(
+        planning.candidates(drawn), planning.candidates(drawn.assign_coords(unit=np.arange(30)))
+    )
+    with pytest.raises(ValueError, match="unit 0 stands twice"):
+        planning.candidates(drawn, level=0.95)

@@ -133,7 +133,7 @@ def test_two_components_are_the_mixture_that_they_say():
     [
         (lambda: exact.two_component(torch.zeros(2), torch.zeros(2), weight=1.0), "weight must lie in"),
         (lambda: exact.two_component(torch.zeros(2), torch.zeros(3)), r"must be \(d,\) both"),
-        (lambda: exact.two_component(torch.zeros(2), torch.zeros(2), variance=-1.0), "variance must be a number from 1e-300"),
+        (lambda: exact.two_component(torch.zeros(2), torch.zeros(2), variance=-1.0), "variance must be"),
         (lambda: exact.parity(1.2), "odd_share must be a number from 0 to 1; got 1.2"),
     ],
 )
