@@ -9,6 +9,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
-from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -73,7 +73,8 @@ def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -
     """
     pd.set_option("display.max_colwidth", None)
     told = os.environ.get(results.PLACE)
-    shell = get_ipython()
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
     start = Path(shell.starting_dir) if shell else Path.cwd()
     folder = Path(told) if told else start / Path(out_dir).expanduser() / _own_name(notebook)
     return Report(folder, notebook, dict(parameters))
