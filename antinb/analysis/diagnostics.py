@@ -8,7 +8,7 @@ from scipy import stats
 __all__: list[str] = []
 
 SKEWED = 0.12  # skewness / sqrt(units), above which a t interval is doubted
-VERY_SKEWED = 0.4  # the same for an interval that allows for skewness
+VERY_SKEWED = 0.5  # the same for an interval that allows for skewness
 RARE = 15  # units that differ from all others
 EVENT = 5  # values that a unit mean of an event takes with up to four members
 TESTED = 5000  # units, up to which the Shapiro-Wilk test is tabulated

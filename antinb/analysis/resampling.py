@@ -19,12 +19,13 @@ Scalar = Callable[[np.ndarray], SupportsFloat]
 
 
 def cluster_bootstrap(
-    estimator: Scalar, units: int, level: float, *, vectorized: bool = False
+    estimator: Scalar, units: int, level: float, *, values: int | None = None
 ) -> tuple[float, float, float]:
     """Return `estimate, low, high` of `estimator(numbers of units)`, units drawn again with replacement 999 times.
 
     Whole units are resampled, so values within one need not be independent; percentile interval of
-    `scipy.stats.bootstrap`, its seed fixed. A `vectorized` estimator takes many resamples, `(..., units)` to `(...)`.
+    `scipy.stats.bootstrap`, its seed fixed. An estimator for which `values` is given, the number of values that a
+    resample takes in memory, is called with many resamples at once, `(..., units)` to `(...)`.
 
     Raises:
         ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
@@ -37,7 +38,8 @@ def cluster_bootstrap(
         (numbers,),
         lambda drawn, axis=-1: np.asarray(estimator(drawn.astype(int)), float),
         n_resamples=RESAMPLES,
-        vectorized=vectorized,
+        vectorized=values is not None,
+        batch=max(1, DRAWN_AT_ONCE // values) if values else None,
         confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(0),
