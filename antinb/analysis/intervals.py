@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import special, stats
 
 from antinb import checks
+from antinb.analysis import diagnostics
 from antinb.analysis.bounded import bounded_p_value
 from antinb.analysis.resampling import DRAWN_AT_ONCE
 
@@ -58,9 +59,7 @@ def skew_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
 def hall_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return Hall's intervals of unit means, `(..., units)` to two arrays `(...)`; see `interval`."""
     units = means.shape[-1]
-    centre, spread = means.mean(-1), means.std(-1)
-    cubes = ((means - centre[..., None]) ** 3).mean(-1)
-    skewness = np.divide(cubes, spread**3, out=np.zeros_like(spread), where=spread > 0) / units**0.5
+    centre, skewness = means.mean(-1), diagnostics.skewness(means) / units**0.5
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
     quantile = t_quantile(level, units - 1)
     se = means.std(-1, ddof=1) / units**0.5
@@ -112,7 +111,7 @@ def first_stage(means: np.ndarray, first: int) -> int:
     """
     units = first
     while units <= len(means) and units < LONGER * first:
-        skewness = abs(stats.skew(means[:units])) if np.ptp(means[:units]) > 0 else 0.0
+        skewness = float(abs(diagnostics.skewness(means[:units])))
         if skewness <= SKEWED * units**0.5:
             break
         units = min(LONGER * first, max(units + 1, int(np.ceil((skewness / SKEWED) ** 2))))

@@ -67,12 +67,12 @@ def bootstrap_t(
     if units < 8:
         raise ValueError(f"a bootstrap over units needs at least 8; got {units}")
     estimate, se = estimator(*samples)
-    numbers = [[rng.integers(len(part), size=len(part)) for part in samples] for _ in range(RESAMPLES)]
     block, parts = max(1, DRAWN_AT_ONCE // sum(part.size for part in samples)), []
     with np.errstate(divide="ignore", invalid="ignore"):
         for start in range(0, RESAMPLES, block):
-            drawn = zip(*numbers[start : start + block], strict=True)
-            found = estimator(*(part[np.stack(units)] for part, units in zip(samples, drawn, strict=True)))
+            count = min(block, RESAMPLES - start)
+            drawn = [part[rng.integers(len(part), size=(count, len(part)))] for part in samples]
+            found = estimator(*drawn)
             parts.append((found[0] - estimate) / found[1])
     studentized = np.concatenate(parts)
     tails = [(1 + level) / 2, (1 - level) / 2]
