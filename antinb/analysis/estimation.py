@@ -105,9 +105,8 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         bound = diagnostics.SKEWED if method == "t" else diagnostics.VERY_SKEWED
         about = {"members": values.sizes["member"], "evaluations": evaluations(values)}
         about |= {"se": found.se, "df": found.df, "dropped": dropped, **diagnostics.shape(rest)}
-        if method != "bounded":
-            about["warning"] = diagnostics.warning(rest, REMEDIES[method], bound=bound)
-        result = row((found.estimate, *ends), level=level, method=method, units=len(means), **about)
+        warning = "" if method == "bounded" else diagnostics.warning(rest, REMEDIES[method], bound=bound)
+        result = row((found.estimate, *ends), level=level, method=method, units=len(means), warning=warning, **about)
         rows.append({"statistic": name, "design": design(values), **result})
     return pd.DataFrame(rows)
 
@@ -264,7 +263,7 @@ def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tu
     squares = [_squares(part, 2) for part in ((units, plain) if pooled else (plain,))]
     sizes = [square.shape[-2] * square.shape[-1] for square in squares]
     freedom = sum(sizes) - len(sizes)
-    variance = sum(square.sum((-2, -1)) for square in squares) / freedom
+    variance = np.sum([square.sum((-2, -1)) for square in squares], 0) / freedom
     *own, other = [
         square.mean(-1) * size / (freedom * variance[..., None]) for square, size in zip(squares, sizes, strict=True)
     ]
