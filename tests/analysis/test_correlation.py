@@ -270,6 +270,7 @@ def test_a_run_with_classes_is_compared_with_one_without(pairs):
     np.testing.assert_allclose(found[["estimate", "low", "high", "mean"]].astype(float), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_error_of_the_mean_images_is_taken_off_the_mean_of_singles():
     """Singles shrink by 1 / (1 + 4 (1 + rho) / (2 units))."""
     runs = [correlated_pairs(16, -0.6, seed, (1, 12, 12)) for seed in range(40)]
