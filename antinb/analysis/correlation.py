@@ -112,7 +112,8 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
 
     RR values are U-statistics over pairs of distinct units. All intervals come from a jackknife over at most 50 blocks
     of units, each spread over all conditions, in which centring is done anew: all pairs share the mean images, so
-    that their correlations are no independent numbers, and a t interval over them covers too little. Where independent
+    that their correlations are no independent numbers, and a t interval over them covers too little. Correlations, but
+    not their differences, are jackknifed as `atanh r` (Fisher), unless one is beyond -1 or 1. Where independent
     images are uncorrelated the U-statistic is degenerate and its interval too wide: a nominal 95% covers 98% and more.
 
     No pair is formed for the estimates, and the run is read block by block, at most three times; up to 1,024 images
@@ -150,7 +151,9 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
                 if defined.size > 1:
                     quantiles = {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
                     spread |= {"sd": defined.std(ddof=1), **quantiles}
-            rows.append({"pairs": kind, **_jackknifed(estimates, centred, level, **about, **spread)})
+            rows.append(
+                {"pairs": kind, **_jackknifed(estimates, centred, level, difference=kind == "PN-RR", **about, **spread)}
+            )
     return pd.DataFrame(rows)
 
 
@@ -236,7 +239,7 @@ def paired_difference(
     both = [_pn(images, units._replace(block=block), centred) for images, units in checked]
     about = {"units": sizes[0], "undefined": max(undefined for _, undefined in both)}
     about["evaluations"] = dataset.cost(first) + dataset.cost(second)
-    return pd.DataFrame([_jackknifed(both[0][0] - both[1][0], centred, level, **about)])
+    return pd.DataFrame([_jackknifed(both[0][0] - both[1][0], centred, level, difference=True, **about)])
 
 
 def _seed(data: xr.Dataset) -> object:
@@ -249,12 +252,16 @@ def _pn(images: xr.DataArray, units: crossfit.Split, centred: bool) -> tuple[np.
     return found.estimates()[0], int(np.isnan(found.pn).sum())
 
 
-def _jackknifed(estimates: np.ndarray, centred: bool, level: float, **about: object) -> dict[str, object]:
+def _jackknifed(
+    estimates: np.ndarray, centred: bool, level: float, *, difference: bool = False, **about: object
+) -> dict[str, object]:
     """Return a row from the mean and the pooled ratio, of all units and without each block, `(2, 1 + blocks)`."""
-    whole, left_out = estimates[:, 0], estimates[:, 1:].T
-    means, pooled = np.stack(jackknife_interval(whole, left_out, level), -1)
+    whole, left_out = estimates[:, 0].copy(), estimates[:, 1:].T
     if centred:
-        means = means + (len(left_out) - 1) * (whole[0] - left_out[:, 0].mean())
+        whole[0] += (len(left_out) - 1) * (whole[0] - left_out[:, 0].mean())
+    means, pooled = np.stack(jackknife_interval(whole, left_out, level), -1)
+    if np.abs(estimates).max() < 1 and np.abs(whole).max() < 1 and not difference:
+        means, pooled = np.tanh(np.stack(jackknife_interval(np.arctanh(whole), np.arctanh(left_out), level), -1))
     beside = dict(zip(("mean", "mean_low", "mean_high"), means, strict=True))
     defined = np.isfinite(left_out[:, 1]).all()
     about["warning"] = diagnostics.warning(left_out[:, 1], REMEDY, bound=diagnostics.VERY_SKEWED) if defined else ""

@@ -162,8 +162,13 @@ def test_events_that_hardly_differ_have_a_betting_interval(b):
 def test_skewed_levels_are_warned_of():
     few, many = noise.iid(60), noise.iid(300)
     arms = run(few, lambda c: np.exp(c[..., 0]), 0), run(few, lambda c: c[..., 1], 0, 5)
-    row = controls.two_level(*arms, run(many, lambda c: c[..., 1], 1, 5)).iloc[0]
+    third = run(many, lambda c: c[..., 1], 1, 5)
+    row = controls.two_level(*arms, third).iloc[0]
     assert row["warning"].endswith("take more units, of the fine sampler first")
+    alike = arms[1].copy(data=arms[1].values + 0.5 * (np.arange(60)[:, None] < 2)).assign_attrs(arms[0].attrs)
+    row = controls.two_level(alike, arms[1], third).iloc[0]  # no events: nothing bounds what was not seen
+    assert row["method"] == "two levels"
+    assert row["warning"].startswith("only 2 of 60 units differ from the others")
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_an_event_is_judged_by_the_units_that_saw_it(seen, units, warned):
     means = 0.1 + 0.7 * (np.arange(units) < seen)
     found = diagnostics.warning(means, "take more")
     assert found == (f"only {seen} of {units} units differ from the others: take more" if warned else "")
-    assert diagnostics.warning(1e9 * means, "take more") == found
+    assert diagnostics.warning(1e-12 * means, "take more") == found
 
 
 def test_an_outlier_is_named_with_its_share():
