@@ -116,9 +116,12 @@ def test_two_stages_stop_when_the_interval_is_narrow_enough(mixture_generator, t
     values = statistics.measure(dataset.open(store), BRIGHT, CONTRAST)
     assert values.sizes["unit"] == units
     means = values.mean("member").values
-    spreads = [stats.t.ppf(0.975, n - 1) * means[:, :n].std(1, ddof=1) for n in (20, units)]
-    half = np.max(spreads, 0) / units**0.5
-    np.testing.assert_allclose((table["high"] - table["low"]) / 2, half)
+    for row, mean in zip(table.itertuples(), means, strict=True):
+        spreads = [stats.t.ppf(0.975, n - 1) * mean[:n].std(ddof=1) for n in (row.df + 1, units)]
+        half, hall = max(spreads) / units**0.5, intervals.hall_interval(mean, 0.95)
+        known = [min(mean.mean() - half, hall[0]), max(mean.mean() + half, hall[1])]
+        np.testing.assert_allclose([row.low, row.high], known)
+        assert row.df + 1 == intervals.first_stage(mean, 20)
     start = stats.t.ppf(0.975, 19) * means[:, :20].std(1, ddof=1) / np.array([0.01, 0.004])
     assert np.ceil(start.max() ** 2) <= units < 2 * start.max() ** 2
     np.testing.assert_allclose(table["estimate"], values.mean(["unit", "member"]))
@@ -167,6 +170,31 @@ def test_two_stages_cover_whatever_the_spread_and_the_skewness():
     assert intervals.two_stage(means, 4, 0.95) == pytest.approx(final)
     assert intervals.two_stage(means[:4], 4, 0.95) == pytest.approx(stein * 5**0.5 / 2)
     assert intervals.two_stage(np.r_[means[:4], 1.5], 4, 0.95) == pytest.approx(stein)
+
+
+def test_a_skewed_first_stage_is_lengthened_at_most_fivefold():
+    rng = np.random.default_rng(0)
+    normal, skewed = rng.standard_normal(200), rng.exponential(size=200) ** 2
+    assert intervals.first_stage(np.where(np.arange(200) % 2, 1.0, -1.0), 20) == 20
+    assert intervals.first_stage(np.ones(30), 20) == 20
+    assert intervals.first_stage(normal, 20) <= 100
+    some = np.r_[normal[:19], 3.0]
+    wanted = np.ceil((stats.skew(some) / 0.15) ** 2)
+    assert intervals.first_stage(some, 20) == np.clip(wanted, 20, 100)
+    assert 20 < wanted < 100
+    assert intervals.first_stage(skewed, 20) == 100
+    at = intervals.first_stage(normal, 40)
+    assert abs(stats.skew(normal[:at])) <= 0.15 * at**0.5
+
+
+def test_a_skewed_interval_reaches_out_to_halls():
+    means = np.random.default_rng(1).exponential(size=60)
+    half, hall = intervals.two_stage(means, 20, 0.95), intervals.hall_interval(means, 0.95)
+    low, high = intervals.two_stage_interval(means, 20, 0.95)
+    assert (low, high) == (means.mean() - half, hall[1])
+    every, *ends = intervals.two_stages(means[:20], lambda size: means[20 : 20 + size], 2 * half, 0.95)
+    assert ends == list(intervals.two_stage_interval(every, intervals.first_stage(every, 20), 0.95))
+    assert max(every.mean() - ends[0], ends[1] - every.mean()) <= 2 * half
 
 
 @pytest.mark.parametrize(

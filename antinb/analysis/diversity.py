@@ -15,7 +15,8 @@ import xarray as xr
 from scipy import special
 
 from antinb import checks, dataset
-from antinb.analysis.intervals import cluster_bootstrap, row
+from antinb.analysis.intervals import row
+from antinb.analysis.resampling import cluster_bootstrap
 from antinb.analysis.statistics import structural_similarity
 
 __all__ = ["SCORES", "kid", "scores", "vendi"]
@@ -132,7 +133,7 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
 
     about = {"level": level, "method": "bootstrap over units", "units": units}
     about["evaluations"] = sum(map(dataset.cost, (run, baseline)))
-    return pd.DataFrame([row(cluster_bootstrap(mean, units, level, vectorized=True), **about)])
+    return pd.DataFrame([row(cluster_bootstrap(mean, units, level, values=units), **about)])
 
 
 def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@ from statsmodels.stats.weightstats import DescrStatsW
 from antinb.analysis.bounded import bounded_interval
 from antinb.analysis.intervals import (
     bounded_p_value,
-    cluster_bootstrap,
     coverage,
     jackknife,
     welch_interval,
 )
+from antinb.analysis.resampling import cluster_bootstrap
 
 RUNS = 2000
 NULLS = {
@@ -55,7 +55,7 @@ def test_values_within_a_cluster_are_no_replicates():
 def test_resamples_taken_together_give_the_same_interval():
     values = np.random.default_rng(0).exponential(size=30)
     singly = cluster_bootstrap(lambda units: values[units].mean(), 30, 0.95)
-    together = cluster_bootstrap(lambda units: values[units].mean(-1), 30, 0.95, vectorized=True)
+    together = cluster_bootstrap(lambda units: values[units].mean(-1), 30, 0.95, values=30_000)
     np.testing.assert_allclose(together, singly, rtol=1e-12)
 
 
