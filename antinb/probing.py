@@ -175,7 +175,9 @@ class Probe:
                 rows.append((t, name, *(np.sqrt(np.clip(numbers, 0, None)) if name.endswith("rms") else numbers)))
         about = {"level": level, "method": "jackknife over directions", "units": directions}
         about["evaluations"] = self._evaluations(2 * directions * len(self.timesteps), directions)
-        return pd.DataFrame(rows, columns=["timestep", "quantity", "estimate", "low", "high"]).assign(**about)
+        return pd.DataFrame(rows, columns=["timestep", "quantity", "estimate", "low", "high"]).assign(
+            **about, warning=""
+        )
 
     def states(self, design: Design) -> np.ndarray:
         """Return the states `(unit, member, timestep, C, H, W)`: of the sampler's run, or the noise itself."""

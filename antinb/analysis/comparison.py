@@ -12,7 +12,8 @@ from scipy import stats
 
 from antinb import checks
 from antinb.analysis import diagnostics
-from antinb.analysis.intervals import cluster_bootstrap, row, t_interval
+from antinb.analysis.intervals import row, t_interval
+from antinb.analysis.resampling import cluster_bootstrap
 
 __all__ = ["difference", "matched", "ratio", "win_rate"]
 

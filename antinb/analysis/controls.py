@@ -9,13 +9,16 @@ import pandas as pd
 import xarray as xr
 
 from antinb import checks
-from antinb.analysis import estimation
-from antinb.analysis.intervals import row, welch
+from antinb.analysis import diagnostics, estimation
+from antinb.analysis.bounded import bounded_interval
+from antinb.analysis.intervals import row, welch, welch_interval
 from antinb.analysis.statistics import unit_means
 from antinb.dataset import check_same_generator, defined, design, evaluations
 from antinb.noise import Design, modes
 
 __all__ = ["coefficients", "direction", "features", "regression", "two_level"]
+
+REMEDY = "take more units, of the fine sampler first"
 
 
 def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int = 6) -> xr.DataArray:
@@ -163,6 +166,10 @@ def two_level(
     coarse one on other noise. Unbiased for the fine sampler whatever b is, if b is fixed beforehand;
     `se^2 = Var(F - b C)/n + b^2 Var(C')/n'` over units, df by Welch and Satterthwaite.
 
+    If F and C are events that differ in fewer than 15 units, that interval is too short or has no width. The mean of
+    `F - C` then gets a betting interval, which has a width even if nothing was seen to differ. Its distances from the
+    estimate and those of the t interval of `(1 - b) mean(C) + b mean(C')` are joined as roots of sums of squares.
+
     Args:
         fine: `(statistic, unit, member)` of the fine sampler.
         coarse: the same statistics of the coarse one, same design and seed.
@@ -171,14 +178,16 @@ def two_level(
         level: of the intervals.
 
     Returns:
-        Rows `statistic, design, estimate, low, high, level, method, units, evaluations, se, df`;
-        `units` are those of the fine run, `evaluations` those of all three.
+        Rows `statistic, design, estimate, low, high, level, method, units, evaluations, se, df, warning`;
+        `units` are those of the fine run, `evaluations` those of all three; `method` is "two levels", or
+        "two levels, betting".
 
     Raises:
         ValueError: if fine and coarse do not share their noise, many shares it, a value is undefined, or
             there are fewer than two units.
 
-    Source: Giles, Multilevel Monte Carlo path simulation, Operations Research 56 (2008).
+    Source: Giles, Multilevel Monte Carlo path simulation, Operations Research 56 (2008); for the joined interval,
+        Zou and Donner, Construction of confidence limits about effect measures, Stat. Med. 27 (2008), 1693-1702.
     """
     checks.level(level)
     b = checks.number("coefficient", coefficient, -1e9, 1e9)
@@ -196,15 +205,42 @@ def two_level(
         if min(map(len, parts)) < 2:
             raise ValueError(f"two levels need at least two units each; got {[len(part) for part in parts]}")
         variances = np.array([part.var(ddof=1) / len(part) for part in parts])
-        if variances.sum() == 0:
+        fixed = _rarely_differ(fine, coarse, name)
+        if variances.sum() == 0 and not fixed:
             raise ValueError(f"{name} is constant over units: there is no width to estimate")
-        df = float(welch(variances, np.array([len(part) for part in parts])))
+        df = float(welch(variances, np.array([len(part) for part in parts]))) if variances.all() else len(parts[0]) - 1
         whole = estimation.Estimate(sum(part.mean() for part in parts), variances.sum() ** 0.5, df)
+        ends, method = whole.interval(level), "two levels"
+        if fixed:
+            ends, method = _joined(pieces, b, level), "two levels, betting"
         about = {"evaluations": sum(map(evaluations, (fine, coarse, many))), "se": whole.se, "df": whole.df}
-        numbers = whole.estimate, *whole.interval(level)
-        found = row(numbers, level=level, method="two levels", units=len(parts[0]), **about)
+        about["warning"] = (
+            "" if fixed else diagnostics.warning(parts[0], REMEDY) or diagnostics.warning(parts[1], REMEDY)
+        )
+        found = row((whole.estimate, *ends), level=level, method=method, units=len(parts[0]), **about)
         rows.append({"statistic": name, "design": design(fine), **found})
     return pd.DataFrame(rows)
+
+
+def _rarely_differ(fine: xr.DataArray, coarse: xr.DataArray, name: str) -> bool:
+    """Return whether both are events that differ in fewer than 15 units and in less than a quarter of all."""
+    tables = [part.sel(statistic=name).transpose("unit", "member").values for part in (fine, coarse)]
+    events = all(np.isin(table, (0, 1)).all() for table in tables)
+    differ = int((tables[0] != tables[1]).any(1).sum())
+    return events and differ < min(diagnostics.RARE, len(tables[0]) / 4)
+
+
+def _joined(pieces: list[np.ndarray], b: float, level: float) -> tuple[float, float]:
+    """Return the interval of two levels from unit means in [0, 1] of fine, coarse and many, see `two_level`."""
+    gaps = pieces[0] - pieces[1]
+    rest = [(1 - b) * pieces[1], b * pieces[2]]
+    low, high = bounded_interval((gaps + 1) / 2, level)
+    other = welch_interval(rest, level)
+    centre = sum(part.mean() for part in rest)
+    below = np.hypot(gaps.mean() - (2 * low - 1), centre - other[0])
+    above = np.hypot(2 * high - 1 - gaps.mean(), other[1] - centre)
+    estimate = gaps.mean() + centre
+    return float(estimate - below), float(estimate + above)
 
 
 def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[str, float]:

@@ -7,10 +7,18 @@ constant, or constant after centring, has no correlation: it is NaN and counted,
 Centred correlations first subtract a mean image, which removes what all images share. That mean is
 cross-fitted: the units fall into four folds, the two images of a pair are centred by the means of
 two different folds, and neither of these holds the pair. A mean that shared images with the pair,
-or one mean for both images, would bias the result by about 1 / units. Single correlations are still
-drawn towards 0 by a factor of about `1 - 2 (1 + rho) / units`, since the mean's error enters their
-variances; the pooled ratio takes its variances across the two means and is not. With conditions,
-folds, means and RR pairs stay within one condition, and `units` is the number in each.
+or one mean for both images, would bias the result by about 1 / units. With conditions, folds, means
+and RR pairs stay within one condition.
+
+Results are headed by the pooled ratio `sum cov / sqrt(sum var sum var)`, which is 0 for independent images. It takes
+the variances across the two means too, so that their errors do not enter. Beside it stands the mean of the single
+correlations. That is not 0 for independent images but `|E u|^2`, u the centred image divided by its length, and the
+error of a fold's mean enters the length: with n units a condition, of M images and within-unit correlation rho, the
+mean of a fold has the share `e = 4 (1 + (M - 1) rho) / (M n)` of an image's variance as its error, and a single
+correlation is drawn towards 0 by `1 / (1 + e)`, about `1 - 2 (1 + rho) / n` for pairs. This holds if the error is
+at right angles to the image; an error along it does not turn the image, so that the factor is nearer to 1 where few
+directions hold the variance. The centred mean therefore is the jackknife's, `g T - (g - 1) mean_b T_-b`, which takes
+off the term in 1 / n whatever the law. The single correlations themselves are left as they are.
 """
 
 from __future__ import annotations
@@ -20,14 +28,15 @@ import pandas as pd
 import xarray as xr
 
 from antinb import checks, dataset
-from antinb.analysis import crossfit
-from antinb.analysis.intervals import jackknife_interval, row, t_interval
+from antinb.analysis import crossfit, diagnostics
+from antinb.analysis.intervals import jackknife_interval, row
 
 __all__ = ["along", "histogram", "paired_difference", "pixel_map", "pn", "summary"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 STEPPED = ("state", "predicted_noise")
-OVER_UNITS = "t over units"
+METHOD = "jackknife over units"
+REMEDY = "take more units"
 
 
 def pn(data: xr.Dataset, *, centred: bool = False) -> xr.DataArray:
@@ -93,18 +102,17 @@ def histogram(data: xr.Dataset, *, centred: bool = False, bins: int = 60) -> pd.
 def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     """Return PN and RR correlations and their difference, standard and centred, one row each.
 
-    Columns: `pairs`, `centred`, `estimate` (the mean over pairs) with `low, high, level, method`;
-    `sd` and quantiles `q05` to `q95` of the single correlations, of which there are `singles`: a value a unit
-    (PN), or a pair of images (RR), of a fixed random part of the units where there are more than 250,000 pairs;
-    `pooled`, the ratio `sum cov / sqrt(sum var sum var)`, with `pooled_low, pooled_high`; `undefined`, units (PN)
-    or pairs (RR) left out because an image is constant or not finite; `units`; `evaluations`, network calls in all.
-    The rows `PN-RR` have no single values.
+    Columns: `pairs`, `centred`; `estimate`, the pooled ratio `sum cov / sqrt(sum var sum var)`, with `low, high, level,
+    method`; `units`; `evaluations`, network calls in all; `mean`, that of the single correlations, with `mean_low,
+    mean_high`; `sd` and quantiles `q05` to `q95` of the single correlations, of which there are `singles`: a value a
+    unit (PN), or a pair of images (RR), of a fixed random part of the units where there are more than 250,000 pairs;
+    `undefined`, units (PN) or pairs (RR) left out because an image is constant or not finite; `warning`, a sentence
+    with the remedy where units are too skewed or too few, otherwise "". The rows `PN-RR` have no single values.
 
-    PN intervals are t intervals over units. RR means are U-statistics over pairs of distinct
-    units; their intervals, those of the pooled ratios, and all of them where there are several
-    conditions, come from a jackknife over at most 50 blocks, each spread over all conditions, in
-    which centring is done anew. Where independent images are uncorrelated the U-statistic is
-    degenerate and its interval too wide: a nominal 95% covers 99% and more.
+    RR values are U-statistics over pairs of distinct units. All intervals come from a jackknife over at most 50 blocks
+    of units, each spread over all conditions, in which centring is done anew: all pairs share the mean images, so
+    that their correlations are no independent numbers, and a t interval over them covers too little. Where independent
+    images are uncorrelated the U-statistic is degenerate and its interval too wide: a nominal 95% covers 98% and more.
 
     No pair is formed for the estimates, and the run is read block by block, at most three times; up to 1,024 images
     of at least 64 times as many values are first turned into as many coordinates, and read about once for every 64
@@ -126,28 +134,22 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     images, units = _checked(data)
     images = crossfit.compact(images)
     found = crossfit.correlate(images, units, False, True, leave_out=True)
-    several, rows = units.condition.max() > 0, []
-    about = {"level": level, "units": len(units.condition), "evaluations": dataset.cost(data)}
+    rows, about = [], {"units": len(units.condition), "evaluations": dataset.cost(data)}
     both = zip((False, True), found, crossfit.between(images, units, found), strict=True)
     for centred, correlations, between in both:
-        estimates = np.moveaxis(correlations.estimates(), -1, 0)
-        numbers = np.stack(jackknife_interval(estimates[0], estimates[1:], level), -1)
         singles = {"PN": correlations.pn, "RR": between}
         undefined = {"PN": int(np.isnan(correlations.pn).sum()), "RR": correlations.undefined()}
-        for kind, (mean, pooled) in zip(("PN", "RR", "PN-RR"), numbers, strict=True):
+        for kind, estimates in zip(("PN", "RR", "PN-RR"), correlations.estimates(), strict=True):
             if kind != "RR" and images.shape[1] == 1:
                 continue
-            spread, method = {}, "jackknife over units"
+            spread = {}
             if kind in singles:
                 defined = singles[kind][np.isfinite(singles[kind])]
                 spread = {"undefined": undefined[kind], "singles": defined.size}
                 if defined.size > 1:
                     quantiles = {f"q{100 * q:02.0f}": np.quantile(defined, q) for q in QUANTILES}
                     spread |= {"sd": defined.std(ddof=1), **quantiles}
-                if kind == "PN" and not several and defined.size > 1:
-                    mean, method = _t_numbers(defined, level), OVER_UNITS
-            spread |= dict(zip(("pooled", "pooled_low", "pooled_high"), pooled, strict=True))
-            rows.append({"pairs": kind, "centred": centred, **row(mean, method=method, **about, **spread)})
+            rows.append({"pairs": kind, **_jackknifed(estimates, centred, level, **about, **spread)})
     return pd.DataFrame(rows)
 
 
@@ -190,14 +192,14 @@ def along(data: xr.Dataset, *, centred: bool = False, level: float = 0.95) -> pd
     """Return the mean PN correlation of states and predicted noises, a row a `variable` and `step`.
 
     The run is one with trajectories. The `state` of step k is the one before that step, its last row
-    the image; `predicted_noise` has no such last row. Columns as in `summary`, the intervals t
-    intervals over units.
+    the image; `predicted_noise` has no such last row. Columns and intervals as in `summary`, without the single values.
 
     Raises:
         ValueError: if the run has no trajectories, one member a unit, or fewer than 8 units.
 
     Source: Jia et al., arXiv 2506.06185, section 3, correlation of predicted noises by step.
     """
+    checks.level(level)
     images, units = _checked(data, members=2)
     if "state" not in data:
         raise ValueError(f"a run with trajectories holds a 'state'; got {list(data.data_vars)}")
@@ -205,44 +207,57 @@ def along(data: xr.Dataset, *, centred: bool = False, level: float = 0.95) -> pd
     parts.insert(data.sizes["step"], ("state", data.sizes["step"], images))
     rows = []
     for name, step, part in parts:
-        values = crossfit.correlate(part.transpose(*dataset.DIMS), units, centred)[0].pn
-        rows.append({"variable": name, "step": step, "pairs": "PN", "centred": centred, **_t_row(values, level)})
+        estimates, undefined = _pn(part.transpose(*dataset.DIMS), units, centred)
+        about = {"units": len(units.condition), "undefined": undefined}
+        place = {"variable": name, "step": step, "pairs": "PN"}
+        rows.append(place | _jackknifed(estimates, centred, level, **about))
     return pd.DataFrame(rows)
 
 
 def paired_difference(
     first: xr.Dataset, second: xr.Dataset, *, centred: bool = False, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the mean over units of `pn(first) - pn(second)`, one row, for runs of the same units.
+    """Return the difference of the PN correlations of two runs of the same units, `first - second`, one row.
 
-    Runs of one seed share the noise that their designs have in common, so that the difference of a
-    unit varies less than either correlation. The interval is a t interval over units.
+    Runs of one seed share the noise that their designs have in common, so that a block of units moves both alike, and
+    the difference varies less than either correlation. Columns and intervals as in `summary`, without the
+    single values, the same blocks of units left out of both runs.
 
     Raises:
         ValueError: if the runs differ in seed or number of units.
     """
+    checks.level(level)
     seeds, sizes = ([kind(run) for run in (first, second)] for kind in (_seed, lambda run: run.sizes["unit"]))
     if len({*seeds}) > 1 or len({*sizes}) > 1:
         raise ValueError(f"paired runs share seed and number of units; got seeds {seeds}, units {sizes}")
-    gaps = (pn(first, centred=centred) - pn(second, centred=centred)).values
-    return pd.DataFrame([_t_row(gaps, level) | {"evaluations": dataset.cost(first) + dataset.cost(second)}])
+    checked = [_checked(run, members=2) for run in (first, second)]
+    block = min((units.block for _, units in checked), key=np.max)
+    both = [_pn(images, units._replace(block=block), centred) for images, units in checked]
+    about = {"units": sizes[0], "undefined": max(undefined for _, undefined in both)}
+    about["evaluations"] = dataset.cost(first) + dataset.cost(second)
+    return pd.DataFrame([_jackknifed(both[0][0] - both[1][0], centred, level, **about)])
 
 
 def _seed(data: xr.Dataset) -> object:
     return dataset.config(data).get("seed")
 
 
-def _t_row(values: np.ndarray, level: float) -> dict[str, object]:
-    """Return mean and t interval of the defined values, one a unit."""
-    checks.level(level)
-    defined = values[np.isfinite(values)]
-    numbers = _t_numbers(defined, level) if defined.size > 1 else [np.nan] * 3
-    return row(numbers, level=level, method=OVER_UNITS, units=defined.size, undefined=values.size - defined.size)
+def _pn(images: xr.DataArray, units: crossfit.Split, centred: bool) -> tuple[np.ndarray, int]:
+    """Return mean and pooled ratio of PN, of all and without each block, `(2, 1 + blocks)`, and the undefined units."""
+    (found,) = crossfit.correlate(crossfit.compact(images), units, centred, leave_out=True)
+    return found.estimates()[0], int(np.isnan(found.pn).sum())
 
 
-def _t_numbers(defined: np.ndarray, level: float) -> tuple[float, float, float]:
-    low, high = t_interval(defined, level)
-    return float(defined.mean()), float(low), float(high)
+def _jackknifed(estimates: np.ndarray, centred: bool, level: float, **about: object) -> dict[str, object]:
+    """Return a row from the mean and the pooled ratio, of all units and without each block, `(2, 1 + blocks)`."""
+    whole, left_out = estimates[:, 0], estimates[:, 1:].T
+    means, pooled = np.stack(jackknife_interval(whole, left_out, level), -1)
+    if centred:
+        means = means + (len(left_out) - 1) * (whole[0] - left_out[:, 0].mean())
+    beside = dict(zip(("mean", "mean_low", "mean_high"), means, strict=True))
+    defined = np.isfinite(left_out[:, 1]).all()
+    about["warning"] = diagnostics.warning(left_out[:, 1], REMEDY) if defined else ""
+    return {"centred": centred, **row(pooled, level=level, method=METHOD, **about, **beside)}
 
 
 def _checked(data: xr.Dataset, members: int = 1) -> tuple[xr.DataArray, crossfit.Split]:

@@ -15,7 +15,8 @@ import xarray as xr
 from scipy import special
 
 from antinb import dataset
-from antinb.analysis.intervals import cluster_bootstrap, row
+from antinb.analysis.intervals import row
+from antinb.analysis.resampling import cluster_bootstrap
 from antinb.analysis.statistics import structural_similarity
 
 __all__ = ["SCORES", "kid", "scores", "vendi"]

@@ -1,4 +1,4 @@
-"""Intervals and p-values where the unit is the replicate: t and its corrections, resampling, coverage."""
+"""Intervals and p-values where the unit is the replicate: t and its corrections, jackknife, two stages, coverage."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from scipy import special, stats
 
 from antinb import checks
 from antinb.analysis.bounded import bounded_p_value
+from antinb.analysis.resampling import DRAWN_AT_ONCE
 
 __all__ = ["bounded_p_value", "coverage", "jackknife", "t_interval"]
 
 METHODS = ("t", "skew")
 BLOCKS = 50
 SKEWED, LONGER = 0.15, 5  # skewness / sqrt(units) that lengthens a first stage, at most so many times
-DRAWN_AT_ONCE = 2_000_000
-RESAMPLES = 999
 
-Scalar = Callable[[np.ndarray], SupportsFloat]
 Vector = Callable[[np.ndarray], npt.ArrayLike]
 
 
@@ -176,66 +174,6 @@ def jackknife_interval(
     freedom = len(left_out) - 1
     half = t_quantile(level, freedom) * np.sqrt(freedom * left_out.var(0))
     return whole, whole - half, whole + half
-
-
-def cluster_bootstrap(
-    estimator: Scalar, units: int, level: float, *, vectorized: bool = False
-) -> tuple[float, float, float]:
-    """Return `estimate, low, high` of `estimator(numbers of units)`, units drawn again with replacement 999 times.
-
-    Whole units are resampled, so values within one need not be independent; percentile interval of
-    `scipy.stats.bootstrap`, its seed fixed. A `vectorized` estimator takes many resamples, `(..., units)` to `(...)`.
-
-    Raises:
-        ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
-    """
-    checks.level(level)
-    if units < 8:
-        raise ValueError(f"a bootstrap over units needs at least 8; got {units}")
-    numbers = np.arange(units)
-    found = stats.bootstrap(
-        (numbers,),
-        lambda drawn, axis=-1: np.asarray(estimator(drawn.astype(int)), float),
-        n_resamples=RESAMPLES,
-        vectorized=vectorized,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(estimator(numbers)), float(found.low), float(found.high)
-
-
-def bootstrap_t(
-    estimator: Callable[..., tuple[np.ndarray, np.ndarray]], *samples: np.ndarray, level: float, seed: int = 0
-) -> tuple[float, float, float]:
-    r"""Return `estimate, low, high` of `estimator(*samples) -> (estimate, se)` by the studentized bootstrap.
-
-    `estimate - (q_hi, q_lo) se`, with the quantiles of `(T* - T) / se*` over 999 resamples, each sample `(unit, ...)`
-    drawn again along its first axis. The estimator takes many resamples at once, `(..., unit, ...)` to `(...)` twice.
-    Resamples without a finite value are left out.
-
-    Raises:
-        ValueError: if a sample has fewer than 8 units, the level is not from 0.01 to 0.9999 or the
-            seed is negative.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 12.5.
-    """
-    checks.level(level)
-    rng, units = np.random.default_rng(checks.seed(seed)), min(len(sample) for sample in samples)
-    if units < 8:
-        raise ValueError(f"a bootstrap over units needs at least 8; got {units}")
-    estimate, se = estimator(*samples)
-    numbers = [[rng.integers(len(part), size=len(part)) for part in samples] for _ in range(RESAMPLES)]
-    block, parts = max(1, DRAWN_AT_ONCE // sum(part.size for part in samples)), []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for start in range(0, RESAMPLES, block):
-            drawn = zip(*numbers[start : start + block], strict=True)
-            found = estimator(*(part[np.stack(units)] for part, units in zip(samples, drawn, strict=True)))
-            parts.append((found[0] - estimate) / found[1])
-    studentized = np.concatenate(parts)
-    tails = [(1 + level) / 2, (1 - level) / 2]
-    low, high = estimate - se * np.quantile(studentized[np.isfinite(studentized)], tails)
-    return float(estimate), float(low), float(high)
 
 
 def coverage(

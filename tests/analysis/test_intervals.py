@@ -8,11 +8,11 @@ from statsmodels.stats.weightstats import DescrStatsW
 from antinb.analysis.bounded import bounded_interval
 from antinb.analysis.intervals import (
     bounded_p_value,
-    cluster_bootstrap,
     coverage,
     jackknife,
     welch_interval,
 )
+from antinb.analysis.resampling import cluster_bootstrap
 
 RUNS = 2000
 NULLS = {
