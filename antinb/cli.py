@@ -27,8 +27,9 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
     """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json and OUT/claims.tex.
 
     A notebook's results take the place of older ones when they are whole. Nothing that antinb did not make is
-    replaced. Exits with 1 if a claim is refuted, or at profile "full" if one is undecided; with 2 if a notebook
-    fails, whose results up to the failing cell are kept in OUT/<notebook>.failed/; with 130 if interrupted.
+    replaced. Exits with 1 if a claim holds or is refuted where the other was expected, or at profile "full" if one is
+    undecided; with 2 if a notebook fails, whose results up to the failing cell are kept in OUT/<notebook>.failed/;
+    with 130 if interrupted.
     """
     from antinb.reporting import results
 
@@ -65,9 +66,9 @@ def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, 
     for claim in claims:
         known = None not in (claim["estimate"], claim["low"], claim["high"])
         numbers = "{} [{}, {}]".format(*results.told(*(claim[key] for key in results.ENDS))) if known else "no estimate"
-        click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}")
-    bad = {"refuted", "undecided"} if strict else {"refuted"}
-    if any(claim["state"] in bad for claim in claims):
+        rule = f"{claim['rule'] or ''}{', expected' if claim['reason'] else ''}"
+        click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{rule}")
+    if results.unexpected(claims, strict):
         raise SystemExit(1)
 
 
@@ -150,7 +151,7 @@ def models() -> None:
     from antinb import zoo
 
     for name, row in zoo.models().iterrows():
-        click.echo(f"{name:<18}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
+        click.echo(f"{name:<26}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ __all__ = ["Report", "open", "size", "versions"]
 ENDS = results.ENDS
 PROFILES = ("smoke", "full")
 LEVEL = 0.95
+EXPECTED = ("holds", "refuted")
 PACKAGES = ("antinb", "torch", "diffusers", "numpy", "scipy", "xarray", "matplotlib")
 CLAIM_ID = re.compile(r"[A-Za-z0-9._-]+")
 FIGURE_ID = re.compile(r"fig-\d\d-\d+")
@@ -132,25 +133,35 @@ class Report:
         text: str,
         row: Mapping[str, Any] | pd.Series | pd.DataFrame,
         rule: str | None = None,
+        *,
+        expected: str = "holds",
+        reason: str = "",
     ) -> None:
         """Record a claim: a result with its 95% interval and the margin fixed for it beforehand.
 
-        A claim made again under the same id, as when a cell is run again, takes the place of the first.
+        A rule that was missed stays as it was: `expected="refuted"` and `reason` say so, and `antinb run` then exits
+        with 1 if it is *not* refuted. A claim made again under the same id, as when a cell is run again, takes the
+        place of the first.
 
         Args:
             id: `"NN.subject.quantity"`, of letters, digits, `.`, `_` and `-`, unique among notebooks.
             text: what is claimed, in words.
             row: one row of a table of results, with `estimate, low, high`; NaN where there is no estimate.
             rule: `"<m"`, `">m"`, `"within m"` (between -m and m), or None for a description.
+            expected: the state that a rule is known to lead to, `"holds"` or `"refuted"`.
+            reason: why a claim is refuted, in one sentence; for no other claim.
 
         Raises:
-            ValueError: if the id or the rule has another form, the row is not one result with a 95% interval, or
-                the estimate lies outside its interval.
+            ValueError: if the id or the rule has another form, the row is not one result with a 95% interval, the
+                estimate lies outside its interval, or a claim is expected to be refuted without a reason.
         """
         if not isinstance(id, str) or not CLAIM_ID.fullmatch(id):
             raise ValueError(f"a claim's id is of letters, digits, '.', '_' and '-', such as '01.pn'; got {id!r}")
         if rule is not None and not RULE.fullmatch(rule):
             raise ValueError(f"a rule is '<m', '>m', 'within m' or None; got {rule!r}")
+        if expected not in EXPECTED or (expected == "refuted") != bool(reason.strip()):
+            allowed = "a claim is expected to hold, or to be refuted for a reason"
+            raise ValueError(f"{id}: {allowed}; got {expected!r}, {reason!r}")
         if isinstance(row, pd.DataFrame):
             if len(row) != 1:
                 raise ValueError(f"{id}: a claim is one row of results; got {len(row)}")
@@ -167,7 +178,8 @@ class Report:
         estimate, low, high = (float(found[name]) for name in ENDS)
         if not any(map(math.isnan, (estimate, low, high))) and not low <= estimate <= high:
             raise ValueError(f"{id}: the estimate must lie in its interval; got {estimate:g} in [{low:g}, {high:g}]")
-        self._claims[id] = {"id": id, "text": text, "estimate": estimate, "low": low, "high": high, "rule": rule}
+        numbers = {"estimate": estimate, "low": low, "high": high, "rule": rule}
+        self._claims[id] = {"id": id, "text": text, **numbers, "expected": expected, "reason": reason}
         self._write()
 
     def claims(self) -> pd.DataFrame:

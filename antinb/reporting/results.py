@@ -199,6 +199,12 @@ def _macros(parts: list[tuple[str, dict, str]]) -> Iterator[str]:
                 yield rf"\expandafter\def\csname antinb@{claim['id']}@{key}\endcsname{{{text}}}"
 
 
+def unexpected(claims: list[dict], strict: bool) -> list[dict]:
+    """Return the judged claims whose state differs from the expected one; undecided ones only if `strict`."""
+    open_states = {"descriptive"} if strict else {"descriptive", "undecided"}
+    return [claim for claim in claims if claim["state"] not in open_states | {claim["expected"]}]
+
+
 def told(estimate: float | None, low: float | None, high: float | None) -> list[str]:
     """Return an estimate and its interval as texts: four digits, or as many as tell the ends apart; "--" for None."""
     known = [number for number in (estimate, low, high) if number is not None]

@@ -128,9 +128,29 @@ def test_the_manifest_holds_null_for_nan(book, tmp_path):
         "low": None,
         "high": None,
         "rule": "<0",
+        "expected": "holds",
+        "reason": "",
         "state": "undecided",
     }
     assert book.claims().loc["01.b", "state"] == "descriptive"
+
+
+def test_a_missed_rule_stays_with_its_reason(book):
+    book.claim("01.a", "a goal", row(17, 8, 27), ">30", expected="refuted", reason="The points are too few.")
+    found = book.claims().loc["01.a"]
+    assert found[["state", "expected", "reason"]].tolist() == ["refuted", "refuted", "The points are too few."]
+    for more in ({"expected": "refuted"}, {"reason": "why?"}, {"expected": "undecided", "reason": "few images"}):
+        with pytest.raises(ValueError, match="expected to hold, or to be refuted for a reason"):
+            book.claim("01.b", "a goal", row(1, 0, 2), ">0", **more)
+
+
+@pytest.mark.parametrize("expected", ["holds", "refuted"])
+def test_a_state_other_than_the_expected_one_is_told(expected):
+    states = ["holds", "refuted", "undecided", "descriptive"]
+    claims = [{"state": state, "expected": expected} for state in states]
+    other = "refuted" if expected == "holds" else "holds"
+    assert [claim["state"] for claim in results.unexpected(claims, strict=False)] == [other]
+    assert [claim["state"] for claim in results.unexpected(claims, strict=True)] == [other, "undecided"]
 
 
 def test_claims_are_shown_at_full_length(tmp_path):
