@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from pathlib import Path
+from typing import cast
 
 import click
-
-from antinb.models import SCHEDULERS
-from antinb.reporting import notebooks
 
 __all__ = ["main"]
 
@@ -16,60 +16,43 @@ __all__ = ["main"]
 @click.version_option(package_name="antinb")
 def main() -> None:
     """Antithetic noise for diffusion models."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
 
 
-@main.command()
+class _Run(click.Command):
+    """A command whose -p says how it is written."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadOptionUsage as error:
+            raise click.UsageError(f"{error.message} A parameter is written -p units 64.", ctx) from None
+
+
+@main.command(cls=_Run)
 @click.argument("paths", metavar="NOTEBOOK...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-p", "given", metavar="NAME VALUE", nargs=2, multiple=True, help="Set a parameter of every notebook.")
 @click.option("--out", default="out", type=click.Path(path_type=Path), help="Folder of the results.  [out]")
 @click.option("--in-place", is_flag=True, help="Write the executed cells back into the notebook, cleaned.")
-def run(paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, in_place: bool) -> None:
+@click.option("--limit", type=click.FloatRange(min=0, min_open=True), help="Seconds that a cell may take.")
+def run(
+    paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, in_place: bool, limit: float | None
+) -> None:
     """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json and OUT/claims.tex.
 
     A notebook's results take the place of older ones when they are whole. Nothing that antinb did not make is
-    replaced. Exits with 1 if a claim holds or is refuted where the other was expected, or at profile "full" if one is
-    undecided; with 2 if a notebook fails, whose results up to the failing cell are kept in OUT/<notebook>.failed/;
-    with 130 if interrupted.
+    replaced. Exits with 1 if a claim's state is not the expected one, which is that it holds unless the notebook
+    says otherwise (at profile "smoke" a claim may be undecided); with 2 if a notebook fails, whose results up to the
+    failing cell are kept in OUT/<notebook>.failed/; with 130 if interrupted, with 143 if terminated.
     """
-    from antinb.reporting import results
+    from antinb.reporting import runs
 
     if in_place and given:
         raise click.UsageError(f"--in-place commits the default parameters; got -p {given[0][0]}")
     if "out_dir" in dict(given):
         raise click.UsageError("the folder of the results is --out; got -p out_dir")
-    claims: list[dict] = []
-    strict = False
-    try:
-        plans = [(path, notebooks.parameters(path, dict(given))) for path in paths]
-        with results.Results(out, paths) as place:
-            for path, values in plans:
-                click.echo(f"{path} -> {out / path.stem}")
-                source = path.read_bytes()
-                try:
-                    with place.build(path.stem) as folder:
-                        executed = notebooks.execute(path, folder, {**values, "out_dir": str(place.out)})
-                finally:
-                    merged = results.merge(place.out)
-                claims += [claim for claim in merged if claim["notebook"] == path.stem]
-                strict |= values.get("profile", "full") == "full"
-                if in_place:
-                    if path.read_bytes() != source:
-                        kept = out / path.stem / path.name
-                        raise ValueError(f"{path} was changed while it ran and is left as it is; see {kept}")
-                    notebooks.write_back(place.out / path.stem / executed.name, path)
-    except (ValueError, OSError, notebooks.CellError) as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        click.echo("Interrupted; notebooks that had ended keep their results, run the same line again.", err=True)
-        raise SystemExit(130) from None
-    for claim in claims:
-        known = None not in (claim["estimate"], claim["low"], claim["high"])
-        numbers = "{} [{}, {}]".format(*results.told(*(claim[key] for key in results.ENDS))) if known else "no estimate"
-        rule = f"{claim['rule'] or ''}{', expected' if claim['reason'] else ''}"
-        click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<32}{rule}")
-    if results.unexpected(claims, strict):
-        raise SystemExit(1)
+    raise SystemExit(runs.run(paths, dict(given), out, in_place=in_place, limit=limit))
 
 
 @main.command()
@@ -80,7 +63,7 @@ def merge(out: Path) -> None:
 
     try:
         with results.Results(out, ()) as place:
-            claims = results.merge(place.out)
+            claims = place.merge()
     except (ValueError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2) from None
@@ -94,7 +77,7 @@ def merge(out: Path) -> None:
 @click.option("--k", type=int, help="Members of a simplex unit.")
 @click.option("--seed", required=True, type=int)
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
-@click.option("--scheduler", type=click.Choice([name for names in SCHEDULERS.values() for name in names]))
+@click.option("--scheduler", help="Sampler, such as ddim, ddpm or dpmsolver++.")
 @click.option("--condition", type=int, help="One class for all units, of a conditional model.")
 @click.option("--prompt", "prompts", multiple=True, help="Condition 0, 1, ... of a text pipeline, in order.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1 is none.")
@@ -151,7 +134,7 @@ def models() -> None:
     from antinb import zoo
 
     for name, row in zoo.models().iterrows():
-        click.echo(f"{name:<26}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
+        click.echo(f"{name:<18}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import pandas as pd
 import xarray as xr
 
 from antinb import checks, noise
-from antinb.analysis import controls, estimation
-from antinb.analysis.intervals import jackknife, t_quantile, two_stage
+from antinb.analysis import controls, diagnostics, estimation
+from antinb.analysis.intervals import first_stage, jackknife, t_quantile, two_stage, two_stage_interval
 from antinb.analysis.statistics import Statistic, measure, unit_means
 from antinb.dataset import defined, evaluations
 from antinb.models.generator import Generator
@@ -25,6 +25,7 @@ from antinb.sampling import sample
 __all__ = ["candidates", "plan", "run_until"]
 
 LEAST = 20  # units, for the t quantile to cost little width
+REMEDY = "begin with more units"
 
 
 def designs(points: int) -> dict[str, Callable[[int], Design]]:
@@ -125,9 +126,10 @@ def run_until(
 ) -> pd.DataFrame:
     r"""Sample a design until the interval of every statistic is narrow enough.
 
-    The first stage has n units, with standard deviations `s_n`; the run is extended to `N` units until
-    `max(t_{n-1} s_n, t_{N-1} s_N) / sqrt(N)` is at most the half-width wanted, and that is the interval's
-    (`intervals.two_stage`; usually two stages do).
+    The first stage has n units, with standard deviations `s_n`, and is lengthened, at most fivefold, while they are
+    skewed. The run is extended to `N` units until both ends of the interval are within the half-width wanted of the
+    mean. The interval is `mean -+ max(t_{n-1} s_n, t_{N-1} s_N) / sqrt(N)`, and reaches out to Hall's where that is
+    longer (`intervals.two_stage_interval`). Two stages usually suffice if the units are not skewed.
 
     Args:
         generator: from `antinb.load`.
@@ -142,7 +144,8 @@ def run_until(
         batch: images that the network sees at once.
 
     Returns:
-        Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df`.
+        Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, skewness,
+        largest_share, warning`.
 
     Raises:
         ValueError: as `estimation.interval`, for a half-width that is not positive, fewer than 20 units, or if
@@ -165,11 +168,20 @@ def run_until(
                 raise ValueError(f"the half-width needs {cost} evaluations, {units} units; most is {most}")
             found = measure(sample(generator, replace(first, units=units), **options), *asked)
             rows = estimation.interval(found, level=level)
-            half = np.array([two_stage(unit_means(found, name), first.units, level) for name in rows["statistic"]])
-            needed = int(np.ceil(units * min(max(half / aims), 1e9) ** 2))
-    low, high, df = rows["estimate"] - half, rows["estimate"] + half, first.units - 1
-    se = half / t_quantile(level, df)
-    return rows.assign(low=low, high=high, method="two stages", se=se, df=df).drop(columns="dropped")
+            means = [unit_means(found, name) for name in rows["statistic"]]
+            stages = [first_stage(part, first.units) for part in means]
+            needed = max(units, *stages)
+            if needed > units:
+                continue
+            ends = [two_stage_interval(part, stage, level) for part, stage in zip(means, stages, strict=True)]
+            low, high = np.transpose(ends)
+            reach = np.maximum(rows["estimate"] - low, high - rows["estimate"])
+            needed = int(np.ceil(units * min(max(reach / aims), 1e9) ** 2))
+    df = np.array(stages) - 1
+    halves = [two_stage(part, stage, level) for part, stage in zip(means, stages, strict=True)]
+    said = [diagnostics.warning(part, REMEDY, bound=diagnostics.VERY_SKEWED) for part in means]
+    more = {"se": np.array(halves) / t_quantile(level, df), "df": df, "warning": said}
+    return rows.assign(low=low, high=high, method="two stages", **more).drop(columns="dropped")
 
 
 def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level: float | None = None) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -34,11 +35,9 @@ def run(*arguments):
 def test_a_run_leaves_its_results_in_one_folder(workplace):
     write(BODY)
     assert run("run", "tiny.ipynb", "-p", "profile", "smoke").exit_code == 0
-    (workplace / "out" / "tiny" / "stale.png").touch()
     done = run("run", "tiny.ipynb", "-p", "profile", "smoke", "-p", "pairs", "12", "-p", "scale", "2")
     assert done.exit_code == 0, done.output
     assert re.search(r"holds\s+99\.a\s+-1 \[-2, -0\.5\]\s+<0", done.output)
-    assert not (workplace / "out" / "tiny" / "stale.png").exists()
     executed = nbformat.read("out/tiny/tiny.ipynb", 4)
     assert "14.0" in executed.cells[-1].outputs[0].text
     assert json.loads(Path("out/manifest.json").read_text())["claims"][0]["state"] == "holds"
@@ -62,9 +61,9 @@ def test_the_exit_code_says_what_became_of_the_claims(workplace, low, estimate, 
     [
         (("-p", "pair", "3"), "no parameter 'pair'; did you mean 'pairs'?"),
         (("-p", "zzz", "3"), "it has profile, pairs"),
-        (("-p", "pairs", "many"), "'pairs' must be Optional[int]; got 'many'"),
+        (("-p", "pairs", "many"), "'pairs' is Optional[int], as in -p pairs 64 or -p pairs None; got 'many'"),
         (("-p", "pairs", "2.5"), "got '2.5'"),
-        (("-p", "scale", "wide"), "'scale' must be float; got 'wide'"),
+        (("-p", "scale", "wide"), "'scale' is float, as in -p scale 0.5; got 'wide'"),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(workplace, given, message):
@@ -123,7 +122,7 @@ def test_in_place_commits_outputs_without_traces(workplace):
     assert [cell.metadata for cell in notebook.cells] == [{"tags": ["parameters"]}, {}]
     assert set(notebook.metadata) == {"kernelspec", "language_info", "antinb"}
     assert notebook.metadata["antinb"]["sources_sha256"] == notebooks.sources_hash(notebook)
-    assert notebook.cells[1].outputs[0].text == "... 7.0\n"
+    assert notebook.cells[1].outputs[0].text == ".../x 7.0\n"
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
 
 
@@ -149,10 +148,39 @@ def test_what_a_run_did_not_make_is_never_replaced(workplace):
         (("tiny.ipynb", "study/tiny.ipynb"), "two notebooks are called 'tiny'"),
         (("tiny.ipynb", "--out", "file"), "file"),
         (("tiny.ipynb", "-p", "out_dir", "x"), "--out"),
+        (("tiny.ipynb", "-p", "pairs=3"), "A parameter is written -p units 64."),
     ]:
         done = run("run", *arguments)
         assert done.exit_code == 2
         assert message in done.output
+    assert {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        ("touch out", "out'"),
+        ("ln -s nowhere out", "out'"),
+        ("mkdir out && echo mine > out/.antinb.lock", ".antinb.lock' was not made by antinb run"),
+        ("mkdir out && ln -s ../tiny.ipynb out/.antinb.lock", ".antinb.lock' was not made by antinb run"),
+        ("mkdir out && echo '{\"made_by\": 1}' > out/manifest.json", "manifest.json' was not made by antinb run"),
+        ("mkdir -p out/tiny && echo mine > out/tiny/x", "tiny' was not made by antinb run"),
+        ("mkdir -p out/tiny && touch out/tiny/.antinb out/tiny/x", "x' was not made by antinb run"),
+        (
+            "mkdir -p out/tiny/y && touch out/tiny/.antinb && echo y > out/tiny/.antinb && touch out/tiny/y/x",
+            "y/x' was",
+        ),
+        ("mkdir -p out/tiny.failed && touch out/tiny.failed/x", "tiny.failed' was not made by antinb run"),
+    ],
+)
+def test_what_is_in_the_way_is_named_in_one_line(workplace, prepare, message):
+    write(BODY)
+    subprocess.run(prepare, shell=True, check=True)
+    before = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
+    done = run("run", "tiny.ipynb", "-p", "profile", "smoke")
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1
     assert {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()} == before
 
 
@@ -205,8 +233,10 @@ def test_a_copied_notebook_has_results_of_its_own_and_ids_stand_once(workplace):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("import sys\nsys.exit(0)", "was stopped in cell"),
-        ("import os\nos._exit(0)", "the kernel was killed"),
+        ("import sys\nsys.exit(0)", "cell [3], called exit(0)"),
+        ("import os\nos._exit(5)", "cell [3], ended the kernel with exit code 5"),
+        ("import os\nos.kill(os.getpid(), 9)", "killed by SIGKILL, as happens where memory runs out"),
+        ("raise MemoryError", "raised MemoryError, for want of memory"),
         ("x = 1", "leaves no manifest"),
     ],
 )
@@ -246,7 +276,7 @@ def test_the_union_is_made_anew(workplace):
     Path("out/tiny/manifest.json").write_text("{")
     done = run("merge", "out")
     assert done.exit_code == 2
-    assert "cannot be read: run its notebook again" in done.output
+    assert "is damaged: move it, or run its notebook again" in done.output
 
 
 def test_no_notebook(workplace):

@@ -115,9 +115,12 @@ def test_two_stages_stop_when_the_interval_is_narrow_enough(mixture_generator, t
     values = statistics.measure(dataset.open(store), BRIGHT, CONTRAST)
     assert values.sizes["unit"] == units
     means = values.mean("member").values
-    spreads = [stats.t.ppf(0.975, n - 1) * means[:, :n].std(1, ddof=1) for n in (20, units)]
-    half = np.max(spreads, 0) / units**0.5
-    np.testing.assert_allclose((table["high"] - table["low"]) / 2, half)
+    for row, mean in zip(table.itertuples(), means, strict=True):
+        spreads = [stats.t.ppf(0.975, n - 1) * mean[:n].std(ddof=1) for n in (row.df + 1, units)]
+        half, hall = max(spreads) / units**0.5, intervals.hall_interval(mean, 0.95)
+        known = [min(mean.mean() - half, hall[0]), max(mean.mean() + half, hall[1])]
+        np.testing.assert_allclose([row.low, row.high], known)
+        assert row.df + 1 == intervals.first_stage(mean, 20)
     start = stats.t.ppf(0.975, 19) * means[:, :20].std(1, ddof=1) / np.array([0.01, 0.004])
     assert np.ceil(start.max() ** 2) <= units < 2 * start.max() ** 2
     np.testing.assert_allclose(table["estimate"], values.mean(["unit", "member"]))

@@ -11,16 +11,19 @@ import pandas as pd
 from scipy import stats
 
 from antinb import checks
+from antinb.analysis import diagnostics
 from antinb.analysis.intervals import cluster_bootstrap, row, t_interval
 
 __all__ = ["difference", "matched", "ratio", "win_rate"]
+
+REMEDY = "take more units, or compare by win_rate"
 
 
 def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.DataFrame:
     """Return the mean of `first - second`, each `(units,)`, its t interval and the two-sided p-value of 0.
 
     Returns:
-        One row `estimate, low, high, level, method, units, dropped, p_value`.
+        One row `estimate, low, high, level, method, units, dropped, p_value, skewness, largest_share, warning`.
 
     Raises:
         ValueError: for arrays of different or other shapes, fewer than two defined units, or a level out of range.
@@ -34,6 +37,7 @@ def difference(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) ->
     spread = gaps.std(ddof=1)
     statistic = np.divide(gaps.mean() * len(gaps) ** 0.5, spread, out=np.array(np.nan), where=spread > 0)
     more = {"dropped": dropped, "p_value": float(2 * stats.t.sf(abs(statistic), len(gaps) - 1))}
+    more |= {**diagnostics.shape(gaps), "warning": diagnostics.warning(gaps, REMEDY)}
     numbers = gaps.mean(), *t_interval(gaps, level)
     return pd.DataFrame([row(numbers, level=level, method="t over units", units=len(gaps), **more)])
 
@@ -45,7 +49,7 @@ def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.D
     t interval of `mean(b)` holds 0 there is no ratio: NaN.
 
     Returns:
-        One row `estimate, low, high, level, method, units, dropped`.
+        One row `estimate, low, high, level, method, units, dropped, warning`.
 
     Raises:
         ValueError: as `difference`.
@@ -57,8 +61,10 @@ def ratio(first: np.ndarray, second: np.ndarray, *, level: float = 0.95) -> pd.D
     (a, b), dropped = _both(first, second, level)
     low, high = t_interval(b, level)
     found = np.nan if low <= 0 <= high else a.mean() / b.mean()
-    ends = t_interval(found + (a - found * b) / b.mean(), level)
+    influence = found + (a - found * b) / b.mean()
+    ends = t_interval(influence, level)
     about = {"level": level, "method": "delta method, t over units", "units": len(a), "dropped": dropped}
+    about["warning"] = "" if np.isnan(found) else diagnostics.warning(influence, "take more units")
     return pd.DataFrame([row((found, *ends), **about)])
 
 

@@ -16,12 +16,19 @@ import pandas as pd
 import xarray as xr
 
 from antinb import checks, dataset
-from antinb.analysis.intervals import METHODS, bootstrap_t, row, skew_interval, t_quantile, welch
+from antinb.analysis import diagnostics
+from antinb.analysis.bounded import bounded_interval
+from antinb.analysis.intervals import bootstrap_t, row, skew_interval, t_quantile, welch
 from antinb.dataset import check_same_generator, design, evaluations
 
 __all__ = ["compare", "interval", "odd_share", "pixelwise"]
 
 MULTIPLIERS = 499
+REMEDIES = {
+    "t": "take method='skew', or 'bounded' if the statistic lies in [0, 1], or more units",
+    "skew": "take more units, or method='bounded' if the statistic lies in [0, 1]",
+}
+VARIANCES = "the interval of an efficiency may be too short; take several hundred units"
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,9 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     `"t"`: `m -+ t_{n-1} s / sqrt(n)` over the n unit means. `"skew"`, for few units whose odd part has
     cancelled: the outer ends of that interval and of Hall's, the inverse at the t quantiles of the
     transformation `g(T) = T + c T^2 / 3 + c^2 T^3 / 27 + c / 6` of the t statistic, `c = skewness / sqrt(n)`.
-    Hall's alone covers too little where tails are heavy, t alone where they are skewed.
+    Hall's alone covers too little where tails are heavy, t alone where they are skewed. `"bounded"`, for a statistic
+    that lies in [0, 1], such as an event: the betting interval of `intervals.bounded_p_value`, which covers whatever
+    the law and the number of units, and is wider; a constant statistic has one too.
     With several conditions the estimate is the mean within conditions averaged by their shares of
     the units, its variance `sum w_c^2 s_c^2 / n_c` holds no variance between them, and df are
     Satterthwaite's.
@@ -52,17 +61,21 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     Args:
         values: `(statistic, unit, member)` of `statistics.measure`, with `condition(unit)` if there is one.
         level: from 0.01 to 0.9999.
-        method: `"t"` or `"skew"` (one condition only).
+        method: `"t"`, or for one condition `"skew"` or `"bounded"`.
         drop: whether units with an undefined value are left out, and counted in `dropped`, or refused.
 
     Returns:
-        Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, dropped`.
+        Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, dropped,
+        skewness, largest_share, warning`: the last is a sentence that names the remedy where the units cannot carry
+        the interval (too skewed, or an event seen by too few units), otherwise "". `largest_share` is that of the
+        largest deviation in the sum of squares.
 
     Raises:
         ValueError: for fewer than two units in a condition, a constant or undefined statistic, an
-            unknown method or a level out of its range.
+            unknown method, a level out of its range or, with `"bounded"`, a value outside [0, 1].
 
-    Source: Hall, On the removal of skewness by transformation, JRSS B 54 (1992), 221-228.
+    Source: Hall, On the removal of skewness by transformation, JRSS B 54 (1992), 221-228; Waudby-Smith and Ramdas,
+        arXiv 2010.09686.
 
     Examples:
         >>> from antinb import dataset, noise, statistics
@@ -73,20 +86,24 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         ('contrast', 50)
     """
     checks.level(level)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
+    if method not in (*REMEDIES, "bounded"):
+        raise ValueError(f"method must be one of {(*REMEDIES, 'bounded')}; got {method!r}")
     rows = []
     for name in values["statistic"].values.tolist():
         table, conditions, dropped = _unit_members(values.sel(statistic=name), name, drop)
         means = table.mean(1)
-        found = _stratified(means, conditions, name)
+        found = _stratified(means, conditions, name, constant=method == "bounded")
         ends = found.interval(level)
-        if method == "skew":
+        if method != "t":
             if len(np.unique(conditions)) > 1:
-                raise ValueError("the method 'skew' is for one condition; take 't', or one condition at a time")
-            ends = skew_interval(means, level)
+                raise ValueError(f"the method {method!r} is for one condition; take 't', or one condition at a time")
+            ends = (skew_interval if method == "skew" else bounded_interval)(means, level)
+        rest = means - np.array([means[conditions == kind].mean() for kind in conditions])
+        bound = diagnostics.SKEWED if method == "t" else diagnostics.VERY_SKEWED
         about = {"members": values.sizes["member"], "evaluations": evaluations(values)}
-        about |= {"se": found.se, "df": found.df, "dropped": dropped}
+        about |= {"se": found.se, "df": found.df, "dropped": dropped, **diagnostics.shape(rest)}
+        if method != "bounded":
+            about["warning"] = diagnostics.warning(rest, REMEDIES[method], bound=bound)
         result = row((found.estimate, *ends), level=level, method=method, units=len(means), **about)
         rows.append({"statistic": name, "design": design(values), **result})
     return pd.DataFrame(rows)
@@ -103,8 +120,9 @@ def compare(
     after `controls.regression` it is the baseline's alone.
     `width_efficiency` is the same of the squared interval widths, with the t quantiles of each;
     `narrower_percent = 100 (1 - width_efficiency^(-1/2))`; the paper's "90% narrower" is an efficiency
-    of 100. Intervals: studentized bootstrap of `log efficiency` over the units of both runs. Of pair
-    means as skewed as chi-squared ones, nominal 95% cover about 86% with 64 units and 92% with 400.
+    of 100. Intervals: studentized bootstrap of `log efficiency` over the units of both runs. If the unit means have
+    heavy tails, they are too short: with 64 chi-squared pair means, nominal 95% cover about 90%, and with heavier ones
+    83%. Then there is a `warning`, for which the unit means need only fail the Shapiro-Wilk test of normality.
 
     Args:
         values: `(statistic, unit, member)` of the design.
@@ -114,7 +132,7 @@ def compare(
         drop: as for `interval`.
 
     Returns:
-        Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations`.
+        Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations, warning`.
 
     Raises:
         ValueError: as `interval`, for fewer than 8 units, several conditions, a baseline of the same seed, or
@@ -147,6 +165,7 @@ def compare(
         _stratified(units.mean(1), np.zeros(len(units)), name)
         plain = plain.mean(1, keepdims=True) * members**0.5
         found = np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
+        about["warning"] = diagnostics.warning(units.mean(1), VARIANCES, tails=True)
         quantiles = t_quantile(level, [units.size / members - 1, len(units) - 1])
         widths = found * (quantiles[0] / quantiles[1]) ** 2
         for quantity, numbers in (
@@ -166,7 +185,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
     half differences the odd one: `share = mean(d^2) / (mean(d^2) + Var(h))`, the mean of `S_odd` being
     0. Then `rho = 1 - 2 share`, and pairs have the efficiency `1 / (1 + rho) = 1 / (2 (1 - share))`:
     from 1/2, where all is even, without bound. Intervals: studentized bootstrap over pairs of
-    `log(share / (1 - share))`, with the coverage said at `compare`.
+    `log(share / (1 - share))`, with the coverage and the warning of `compare`.
 
     Args:
         values: `(statistic, unit, member)` of a run of `noise.antithetic`: a pilot, or the run itself.
@@ -175,7 +194,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
         drop: as for `interval`.
 
     Returns:
-        Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations` with
+        Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations, warning` with
         `quantity` `odd_share` and `predicted_efficiency`.
 
     Raises:
@@ -189,6 +208,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
         if len(np.unique(classes)) > 1:
             raise ValueError("odd shares are those of one condition; select it first")
         _stratified(pairs.mean(1), classes, name)
+        about["warning"] = diagnostics.warning(pairs.mean(1), VARIANCES, tails=True)
         ratio = np.exp(bootstrap_t(_log_odd_over_even, pairs, level=level, seed=seed))
         for quantity, numbers in (("odd_share", ratio / (1 + ratio)), ("predicted_efficiency", (1 + ratio) / 2)):
             named = {"statistic": name, "design": design(values), "quantity": quantity}
@@ -268,34 +288,51 @@ def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarr
     return table[defined], conditions[defined], dropped
 
 
-def _stratified(means: np.ndarray, conditions: np.ndarray, name: str) -> Estimate:
+def _stratified(means: np.ndarray, conditions: np.ndarray, name: str, *, constant: bool = False) -> Estimate:
     kinds, counts = np.unique(conditions, return_counts=True)
     if not len(counts) or counts.min() < 2:
         raise ValueError(f"an interval needs at least two units a condition; {name} has {counts.tolist() or 0}")
     parts = [means[conditions == kind] for kind in kinds]
     shares = counts / counts.sum()
     variances = np.array([part.var(ddof=1) / len(part) for part in parts]) * shares**2
-    if variances.sum() <= (1e-12 * np.abs(means).max()) ** 2:
-        raise ValueError(f"{name} is constant over units ({means[0]:g}): there is no width to estimate")
+    flat = variances.sum() <= (1e-12 * np.abs(means).max()) ** 2
+    if flat and not constant:
+        remedy = "there is no width to estimate; method='bounded' gives one if the statistic lies in [0, 1]"
+        raise ValueError(f"{name} is constant over units ({means[0]:g}): {remedy}")
     mean = float(shares @ [part.mean() for part in parts])
-    return Estimate(mean, float(variances.sum() ** 0.5), float(welch(variances, counts)))
+    return Estimate(mean, float(variances.sum() ** 0.5), float(counts.sum() - 1 if flat else welch(variances, counts)))
 
 
-def _log_odd_over_even(pairs: np.ndarray) -> tuple[float, float]:
-    """Return the log ratio of odd and even variance of pairs, and its standard error (delta method)."""
-    odd, even = (pairs[:, 0] - pairs[:, 1]) ** 2 / 4, (pairs.mean(1) - pairs.mean()) ** 2
-    influence = odd / odd.mean() - even / even.mean()
-    spread = even.sum() / (len(pairs) - 1)
-    return np.log(odd.mean() / spread), influence.std() / len(pairs) ** 0.5
+def _log_odd_over_even(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log ratio of odd and even variance of pairs `(..., unit, 2)`, and its standard error (delta method).
+
+    Both are `(...)`.
+    """
+    odd, even = (pairs[..., 0] - pairs[..., 1]) ** 2 / 4, _squares(pairs.mean(-1), 1)
+    mean, spread = odd.mean(-1), even.sum(-1) / (even.shape[-1] - 1)
+    influence = odd / mean[..., None] - even / even.mean(-1, keepdims=True)
+    return np.log(mean / spread), influence.std(-1) / even.shape[-1] ** 0.5
 
 
-def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tuple[float, float]:
-    """Return `log(v / (M Var(unit mean)))` and its standard error (delta method), v pooled or of the baseline."""
-    squares = [(part - part.mean()) ** 2 for part in ((units, plain) if pooled else (plain,))]
-    freedom = sum(square.size - 1 for square in squares)
-    variance = sum(square.sum() for square in squares) / freedom
-    *own, other = [square.mean(1) * square.size / (freedom * variance) for square in squares]
-    means = (units.mean(1) - units.mean()) ** 2
-    spread = means.sum() / (len(units) - 1)
-    parts = (sum(own) - means / spread, other)
-    return np.log(variance / (units.shape[1] * spread)), sum(part.var() / len(part) for part in parts) ** 0.5
+def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return `log(v / (M Var(unit mean)))` and its standard error (delta method), v pooled or of the baseline.
+
+    Both samples are `(..., unit, member)`, both results `(...)`.
+    """
+    squares = [_squares(part, 2) for part in ((units, plain) if pooled else (plain,))]
+    sizes = [square.shape[-2] * square.shape[-1] for square in squares]
+    freedom = sum(sizes) - len(sizes)
+    variance = sum(square.sum((-2, -1)) for square in squares) / freedom
+    *own, other = [
+        square.mean(-1) * size / (freedom * variance[..., None]) for square, size in zip(squares, sizes, strict=True)
+    ]
+    means = _squares(units.mean(-1), 1)
+    spread = means.sum(-1) / (means.shape[-1] - 1)
+    parts = (sum(own) - means / spread[..., None], other)
+    se = sum(part.var(-1) / part.shape[-1] for part in parts) ** 0.5
+    return np.log(variance / (units.shape[-1] * spread)), se
+
+
+def _squares(values: np.ndarray, axes: int) -> np.ndarray:
+    """Return the squared deviations from the mean over the last axes."""
+    return (values - values.mean(tuple(range(-axes, 0)), keepdims=True)) ** 2

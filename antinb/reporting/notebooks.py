@@ -1,41 +1,84 @@
-"""Notebooks as programs: parameters checked before, papermill in between, clean copies after."""
+"""Notebooks as files: their parameters, checked before they run, and clean copies of what ran."""
 
 from __future__ import annotations
 
+import ast
 import base64
 import difflib
 import hashlib
 import io
-import json
-import os
 import re
 import sys
-import tempfile
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from antinb.reporting import results
+from antinb.reporting import manifest
 
 __all__: list[str] = []
 
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
+EXAMPLES = {"int": "64", "float": "0.5", "str": "text", "bool": "true", "list": "'[1, 2]'", "dict": """'{"a": 1}'"""}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-QUIET = ["--IPKernelApp.log_level=ERROR"]
 LARGE = 150_000  # bytes
-HIDDEN = re.compile(r"/(?:root|home|work|tmp|Users|private|var)/[^\s\"']*")
+OF_RUNS = {"papermill", "execution", "widgets", "ExecuteTime"}
 
 
-class CellError(RuntimeError):
-    """A cell that failed: its number, its source and what it raised."""
+class Parameter(NamedTuple):
+    """The type of a parameter as it is written, None where there is none, and its default."""
+
+    kind: str | None
+    default: ast.expr
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    """Return a notebook; ValueError if there is none or it is of another language."""
+    if not path.is_file() or path.suffix != ".ipynb":
+        raise ValueError(f"no notebook is at {str(path)!r}")
+    faults: dict[str, Exception] = {}
+    try:
+        notebook = nbformat.read(path, 4, capture_validation_error=faults)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, nbformat.ValidationError) as error:
+        faults["reading"] = error
+    if faults:
+        reason = " ".join(str(*faults.values()).split())[:100]
+        raise ValueError(f"{str(path)!r} is no notebook: {reason}")
+    kernel, language = (notebook.metadata.get(key, {}) for key in ("kernelspec", "language_info"))
+    found = kernel.get("language") or language.get("name") or KERNEL["language"]
+    if found != KERNEL["language"]:
+        raise ValueError(f"{path.name} is in {found!r}; antinb run executes Python")
+    return notebook
+
+
+def declared(path: Path) -> dict[str, Parameter]:
+    """Return the parameters of a notebook, those that the cell tagged `parameters` assigns.
+
+    Raises:
+        ValueError: if there is no such notebook, several cells are tagged, the cell is no Python, or a default is
+            computed from another parameter, and would be stale once that is set.
+    """
+    cells = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", ())]
+    if len(cells) > 1:
+        raise ValueError(f"{path.name} has {len(cells)} cells tagged 'parameters': one may have that tag")
+    found: dict[str, Parameter] = {}
+    try:
+        lines = ast.parse("\n".join(cell.source for cell in cells)).body
+    except SyntaxError as error:
+        raise ValueError(f"{path.name}: the cell tagged 'parameters' is no Python: {error.msg}") from None
+    for line in lines:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
+            found[line.target.id] = Parameter(ast.unparse(line.annotation), line.value)
+        elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            found[line.targets[0].id] = Parameter(None, line.value)
+    for name, parameter in found.items():
+        used = {part.id for part in ast.walk(parameter.default) if isinstance(part, ast.Name)} & found.keys()
+        if used:
+            raise ValueError(f"{path.name} computes {name!r} from {min(used)!r}: move that line to the next cell")
+    return found
 
 
 def parameters(path: Path, given: Mapping[str, str]) -> dict[str, object]:
@@ -45,106 +88,42 @@ def parameters(path: Path, given: Mapping[str, str]) -> dict[str, object]:
     dict or `Optional` of those.
 
     Raises:
-        ValueError: if there is no such notebook, a name is not declared (with a close match), or a
-            value is not of its type.
+        ValueError: as `declared`, and if a name is not declared (with a close match), or a value is not of its type.
     """
-    if not path.is_file() or path.suffix != ".ipynb":
-        raise ValueError(f"no notebook is at {str(path)!r}")
-    declared = papermill.inspect_notebook(str(path))
-    values = {}
-    for name, text in given.items():
-        if name not in declared:
-            close = difflib.get_close_matches(name, declared, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(declared)}"
+    known = declared(path)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name.partition("=")[0], known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
+            hint = f"write -p {name.replace('=', ' ', 1)}" if "=" in name and close else hint
             raise ValueError(f"{path.name} has no parameter {name!r}; {hint}")
-        values[name] = _convert(path.name, name, declared[name]["inferred_type_name"], text)
-    return values
+    return {name: _convert(path.name, name, known[name], text) for name, text in given.items()}
 
 
-def _convert(notebook: str, name: str, declared: str, text: str) -> object:
-    optional = re.fullmatch(r"Optional\[(\w+)\]", declared)
-    kind = TYPES.get(optional[1] if optional else declared)
-    if kind is None:
-        raise ValueError(f"{notebook} declares {name!r} as {declared!r}; a parameter is one of {', '.join(TYPES)}")
+def _convert(notebook: str, name: str, parameter: Parameter, text: str) -> object:
+    default = ast.unparse(parameter.default)
+    if parameter.kind is None:
+        likely = type(parameter.default.value).__name__ if isinstance(parameter.default, ast.Constant) else ""
+        example = f"{name}: {likely if likely in TYPES else 'Optional[int]'} = {default}"
+        raise ValueError(f"{notebook} declares {name!r} without a type; write {example}")
+    union = re.fullmatch(r"(\w+) \| None|None \| (\w+)", parameter.kind)
+    if union:
+        raise ValueError(
+            f"{notebook} declares {name!r} as {parameter.kind}, which papermill does not read; "
+            f"write {name}: Optional[{union[1] or union[2]}] = {default}"
+        )
+    optional = re.fullmatch(r"(?:typing\.)?Optional\[(\w+)\]", parameter.kind)
+    kind = optional[1] if optional else parameter.kind
+    if kind not in TYPES:
+        raise ValueError(f"{notebook} declares {name!r} as {parameter.kind}; a parameter is one of {', '.join(TYPES)}")
     if optional and text == "None":
         return None
-    adapter = TypeAdapter(kind)
+    adapter = TypeAdapter(TYPES[kind])
     try:
-        return adapter.validate_json(text) if kind in (list, dict) else adapter.validate_strings(text)
+        return adapter.validate_json(text) if kind in ("list", "dict") else adapter.validate_strings(text)
     except ValidationError:
-        raise ValueError(f"{notebook}: parameter {name!r} must be {declared}; got {text!r}") from None
-
-
-def execute(path: Path, folder: Path, values: Mapping[str, object]) -> Path:
-    """Run a notebook through papermill, its report going to `folder`, and return the executed copy there.
-
-    The kernel is this Python, whatever kernels the machine has.
-
-    Raises:
-        CellError: if a cell fails or ends the kernel, or no manifest is left by a notebook that takes `out_dir`; the
-            copy then holds the cells up to it.
-        ValueError: if the notebook is of another language.
-    """
-    known, output = papermill.inspect_notebook(str(path)), folder / path.name
-    language = nbformat.read(path, 4).metadata.get("kernelspec", {}).get("language", "python")
-    if language != "python":
-        raise ValueError(f"{path.name} is in {language}; antinb run executes Python")
-    chosen = {name: value for name, value in values.items() if name in known}
-    with _own_kernel() as kernel, _environment({results.PLACE: str(folder)}):
-        try:
-            papermill.execute_notebook(
-                str(path), str(output), chosen, kernel_name=kernel, autosave_cell_every=0, extra_arguments=QUIET
-            )
-        except DeadKernelError:
-            raise CellError(f"{path.name}: the kernel was killed, perhaps for want of memory") from None
-        except PapermillExecutionError as error:
-            place = f"{path.name}, cell {error.exec_count}"
-            raise CellError(f"{place}:\n{error.source}\n{error.ename}: {error.evalue}") from None
-        finally:
-            _name_kernel(output)
-    for number, cell in enumerate(nbformat.read(output, 4).cells, 1):
-        if any(part.output_type == "error" for part in cell.get("outputs", ())):
-            raise CellError(f"{path.name} was stopped in cell {number}:\n{cell.source}")
-    if "out_dir" in known and not (folder / "manifest.json").exists():
-        raise CellError(f"{path.name} takes out_dir and leaves no manifest: it needs report.open(out_dir, ...)")
-    return output
-
-
-@contextmanager
-def _own_kernel() -> Iterator[str]:
-    """Make the running Python known as a kernel of a new name for the time of a run."""
-    with tempfile.TemporaryDirectory() as place:
-        name = f"antinb-{uuid.uuid4().hex[:8]}"
-        folder = Path(place, "kernels", name)
-        folder.mkdir(parents=True)
-        start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        kernel = {"argv": start, "display_name": "Python 3", "language": "python"}
-        (folder / "kernel.json").write_text(json.dumps(kernel))
-        paths = os.pathsep.join(filter(None, (place, os.environ.get("JUPYTER_PATH"))))
-        with _environment({"JUPYTER_PATH": paths}):
-            yield name
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _name_kernel(output: Path) -> None:
-    """Give an executed copy the kernel that JupyterLab knows."""
-    if output.exists():
-        notebook = nbformat.read(output, 4)
-        notebook.metadata["kernelspec"] = nbformat.from_dict(KERNEL)
-        nbformat.write(notebook, output)
+        example = f"-p {name} {EXAMPLES[kind]}{f' or -p {name} None' if optional else ''}"
+        raise ValueError(f"{notebook}: {name!r} is {parameter.kind}, as in {example}; got {text!r}") from None
 
 
 def sources_hash(notebook: nbformat.NotebookNode) -> str:
@@ -154,15 +133,16 @@ def sources_hash(notebook: nbformat.NotebookNode) -> str:
 
 
 def write_back(executed: Path, path: Path) -> None:
-    """Put the outputs of an executed notebook into its source, without run metadata, progress bars or paths.
+    """Put the outputs of an executed notebook into its source, without traces of the run, progress bars or paths.
 
-    The notebook's metadata then hold `antinb.sources_sha256`: outputs are stale when it does not fit.
+    Paths are those of this machine's own folders: where the command runs, the home folder, Python's. The notebook's
+    metadata then hold `antinb.sources_sha256`: outputs are stale when it does not fit.
     """
-    notebook = nbformat.read(executed, 4)
+    notebook = read(executed)
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    _forget(notebook.metadata)
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        _forget(cell.metadata)
         if cell.cell_type == "code":
             cell.outputs = [_clean(output) for output in cell.outputs if _keep(output)]
     numbered = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -172,8 +152,13 @@ def write_back(executed: Path, path: Path) -> None:
             if output.output_type == "execute_result":
                 output.execution_count = count
     about = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    notebook.metadata = nbformat.from_dict(about | {"antinb": {"sources_sha256": sources_hash(notebook)}})
-    results.write(path, nbformat.writes(notebook) + "\n")
+    notebook.metadata |= nbformat.from_dict(about | {"antinb": {"sources_sha256": sources_hash(notebook)}})
+    manifest.write(path.resolve(), nbformat.writes(notebook) + "\n")
+
+
+def _forget(metadata: nbformat.NotebookNode) -> None:
+    for key in [key for key in metadata if key in OF_RUNS or (key == "tags" and not metadata[key])]:
+        del metadata[key]
 
 
 def _keep(output: nbformat.NotebookNode) -> bool:
@@ -183,13 +168,19 @@ def _keep(output: nbformat.NotebookNode) -> bool:
 
 def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if "text" in output:
-        output.text = HIDDEN.sub("...", output.text)
+        output.text = _without_paths(output.text)
     for kind, content in output.get("data", {}).items():
         if kind.startswith("text/") and isinstance(content, str):
-            output.data[kind] = HIDDEN.sub("...", content)
+            output.data[kind] = _without_paths(content)
         elif kind == "image/png":
             output.data[kind] = _compressed(content)
     return output
+
+
+def _without_paths(text: str) -> str:
+    folders = {Path.home(), Path.cwd(), Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2]}
+    own = sorted((str(folder) for folder in folders if len(folder.parts) > 1), key=len, reverse=True)
+    return re.sub(rf"(?<![\w./:~-])(?:{'|'.join(map(re.escape, own))})(?![\w-])", "...", text) if own else text
 
 
 def _compressed(png: str) -> str:

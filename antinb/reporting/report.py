@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,21 +17,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
+from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from antinb import dataset
-from antinb.reporting import results
+from antinb.reporting import manifest, results
 
 __all__ = ["Report", "open", "size", "versions"]
 
-ENDS = results.ENDS
+ENDS = manifest.ENDS
 PROFILES = ("smoke", "full")
-LEVEL = 0.95
 EXPECTED = ("holds", "refuted")
+LEVEL = 0.95
 PACKAGES = ("antinb", "torch", "diffusers", "numpy", "scipy", "xarray", "matplotlib")
-CLAIM_ID = re.compile(r"[A-Za-z0-9._-]+")
 FIGURE_ID = re.compile(r"fig-\d\d-\d+")
 RULE = re.compile(r"(?:(?P<side>[<>])\s*(?P<margin>[-+]?\d*\.?\d+))|within\s+(?P<width>\d*\.?\d+)")
 
@@ -55,8 +56,9 @@ def size(given: int | None, profile: str, *, smoke: int, full: int) -> int:
 def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -> Report:
     """Return the report of a notebook, which writes to `<out_dir>/<notebook>/`, or where `antinb run` says.
 
-    `parameters` are recorded with every figure. Figures and claims that are there already stay until they are made
-    again. Tables then show texts, such as those of claims, at full length.
+    A relative `out_dir` is seen from the folder in which the kernel started, that of the notebook in JupyterLab, where
+    a copy of a notebook writes to a folder of the copy's name. `parameters` are recorded with every figure. Figures
+    and claims that are there already stay until they are made again. Tables then show texts at full length.
 
     Raises:
         ValueError: if the folder is there and no report made it.
@@ -70,8 +72,18 @@ def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -
         ['holds']
     """
     pd.set_option("display.max_colwidth", None)
-    folder = os.environ.get(results.PLACE)
-    return Report(Path(folder) if folder else Path(out_dir) / notebook, notebook, dict(parameters))
+    told = os.environ.get(results.PLACE)
+    shell = get_ipython()
+    start = Path(shell.starting_dir) if shell else Path.cwd()
+    folder = Path(told) if told else start / Path(out_dir).expanduser() / _own_name(notebook)
+    return Report(folder, notebook, dict(parameters))
+
+
+def _own_name(notebook: str) -> str:
+    """Return the name of the notebook that JupyterLab runs if its code opens a report: a copy has its own."""
+    path = Path(os.environ.get("JPY_SESSION_NAME", ""))
+    own = path.suffix == ".ipynb" and path.is_file() and "report.open(" in path.read_text(encoding="utf-8")
+    return path.stem if own else notebook
 
 
 class Report:
@@ -82,6 +94,8 @@ class Report:
         there = results.claim_folder(folder)
         self._figures: dict[str, dict] = {figure["id"]: figure for figure in there["figures"]}
         self._claims: dict[str, dict] = {claim["id"]: claim for claim in there["claims"]}
+        for claim in self._claims.values():
+            claim |= {key: math.nan for key in ENDS if claim[key] is None}
         self._write()
 
     def save_figure(self, fig: Figure, id: str, caption: str, data: pd.DataFrame | xr.DataArray) -> None:  # noqa: A002
@@ -120,9 +134,11 @@ class Report:
         }
         with plt.rc_context({"svg.hashsalt": id, "svg.fonttype": "none"}):
             for kind, entries in metadata.items():
-                fig.savefig(self.folder / f"{id}.{kind}", metadata=entries, dpi=200, bbox_inches="tight")
-        results.write(self.folder / f"{id}.csv", numbers)
-        results.write(self.folder / f"{id}.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+                file = io.BytesIO()
+                fig.savefig(file, format=kind, metadata=entries, dpi=200, bbox_inches="tight")
+                manifest.write(self.folder / f"{id}.{kind}", file.getvalue())
+        manifest.write(self.folder / f"{id}.csv", numbers)
+        manifest.write(self.folder / f"{id}.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
         files = [f"{id}.{kind}" for kind in (*metadata, "csv", "json")]
         self._figures[id] = {"id": id, "caption": caption, "files": files}
         self._write()
@@ -139,29 +155,33 @@ class Report:
     ) -> None:
         """Record a claim: a result with its 95% interval and the margin fixed for it beforehand.
 
-        A rule that was missed stays as it was: `expected="refuted"` and `reason` say so, and `antinb run` then exits
-        with 1 if it is *not* refuted. A claim made again under the same id, as when a cell is run again, takes the
-        place of the first.
+        A claim made again under the same id, as when a cell is run again, takes the place of the first. A rule that
+        was fixed and failed stays: the claim is marked as expected to be refuted, with the reason. `antinb run` exits
+        with 1 if a claim with a rule has another state than the expected one.
 
         Args:
             id: `"NN.subject.quantity"`, of letters, digits, `.`, `_` and `-`, unique among notebooks.
             text: what is claimed, in words.
             row: one row of a table of results, with `estimate, low, high`; NaN where there is no estimate.
             rule: `"<m"`, `">m"`, `"within m"` (between -m and m), or None for a description.
-            expected: the state that a rule is known to lead to, `"holds"` or `"refuted"`.
-            reason: why a claim is refuted, in one sentence; for no other claim.
+            expected: the state that is known from earlier runs, `"holds"` or `"refuted"`.
+            reason: why the rule fails, in one sentence; for a claim that is expected to be refuted only.
 
         Raises:
             ValueError: if the id or the rule has another form, the row is not one result with a 95% interval, the
-                estimate lies outside its interval, or a claim is expected to be refuted without a reason.
+                estimate lies outside its interval, or a claim is expected to be refuted without a rule or a reason.
         """
-        if not isinstance(id, str) or not CLAIM_ID.fullmatch(id):
+        if not isinstance(id, str) or not re.fullmatch(manifest.CLAIM_ID, id):
             raise ValueError(f"a claim's id is of letters, digits, '.', '_' and '-', such as '01.pn'; got {id!r}")
         if rule is not None and not RULE.fullmatch(rule):
             raise ValueError(f"a rule is '<m', '>m', 'within m' or None; got {rule!r}")
-        if expected not in EXPECTED or (expected == "refuted") != bool(reason.strip()):
-            allowed = "a claim is expected to hold, or to be refuted for a reason"
-            raise ValueError(f"{id}: {allowed}; got {expected!r}, {reason!r}")
+        if expected not in EXPECTED:
+            raise ValueError(f"{id}: a claim is expected to be one of {EXPECTED}; got {expected!r}")
+        if (expected == "refuted") != bool(reason.strip()) or (expected == "refuted" and rule is None):
+            given = f"rule {rule!r}, expected {expected!r}, reason {reason!r}"
+            raise ValueError(
+                f"{id}: a claim that is expected to be refuted, no other, needs a rule and a reason; {given}"
+            )
         if isinstance(row, pd.DataFrame):
             if len(row) != 1:
                 raise ValueError(f"{id}: a claim is one row of results; got {len(row)}")
@@ -178,21 +198,22 @@ class Report:
         estimate, low, high = (float(found[name]) for name in ENDS)
         if not any(map(math.isnan, (estimate, low, high))) and not low <= estimate <= high:
             raise ValueError(f"{id}: the estimate must lie in its interval; got {estimate:g} in [{low:g}, {high:g}]")
-        numbers = {"estimate": estimate, "low": low, "high": high, "rule": rule}
-        self._claims[id] = {"id": id, "text": text, **numbers, "expected": expected, "reason": reason}
+        numbers = {"estimate": estimate, "low": low, "high": high}
+        self._claims[id] = {"id": id, "text": text, **numbers, "rule": rule, "expected": expected, "reason": reason}
         self._write()
 
     def claims(self) -> pd.DataFrame:
-        """Return the claims with their states, one row each, indexed by id."""
-        return pd.DataFrame(judge(list(self._claims.values()))).set_index("id")
+        """Return the claims with their states, found and expected, one row each, indexed by id."""
+        columns = ["id", "text", *ENDS, "rule", "state", "expected", "reason"]
+        return pd.DataFrame(judge(list(self._claims.values())), columns=columns).set_index("id")
 
     def _write(self) -> None:
         claims = judge(list(self._claims.values()))
         for claim in claims:
             claim |= {key: None for key in ENDS if not math.isfinite(claim[key])}
-        about = {"notebook": self.notebook, "profile": self.parameters.get("profile"), "date": results.today()}
-        manifest = {"made_by": results.MAKER, **about, "figures": list(self._figures.values()), "claims": claims}
-        results.write(self.folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+        about = {"notebook": self.notebook, "profile": self.parameters.get("profile"), "date": manifest.today()}
+        entries = {"made_by": manifest.MAKER, **about, "figures": list(self._figures.values()), "claims": claims}
+        manifest.write(self.folder / manifest.NAME, json.dumps(entries, indent=1, allow_nan=False) + "\n")
 
 
 def judge(claims: list[dict]) -> list[dict]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from antinb import report
-from antinb.reporting import results
+from antinb.reporting import manifest, runs
 
 mpl.use("Agg")
 
@@ -103,9 +102,9 @@ def test_a_figure_carries_its_provenance(book, figure, tmp_path):
     assert about["data_sha256"] in (folder / "fig-01-1.svg").read_text()
     assert about["data_sha256"].encode() in (folder / "fig-01-1.pdf").read_bytes()
     np.testing.assert_allclose(pd.read_csv(folder / "fig-01-1.csv"), numbers, rtol=1e-6)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert [set(entry) for entry in manifest["figures"]] == [{"id", "caption", "files"}]
-    assert all((folder / file).exists() for file in manifest["figures"][0]["files"])
+    written = json.loads((folder / "manifest.json").read_text())
+    assert [set(entry) for entry in written["figures"]] == [{"id", "caption", "files"}]
+    assert all((folder / file).exists() for file in written["figures"][0]["files"])
 
 
 def test_the_same_figure_twice_is_the_same_bytes(book, figure, tmp_path):
@@ -120,8 +119,8 @@ def test_the_same_figure_twice_is_the_same_bytes(book, figure, tmp_path):
 def test_the_manifest_holds_null_for_nan(book, tmp_path):
     book.claim("01.a", "nothing could be measured", row(*[math.nan] * 3), "<0")
     book.claim("01.b", "a number", row(-1.0, -2.0, -0.5))
-    manifest = json.loads((tmp_path / "01_test" / "manifest.json").read_text())
-    assert manifest["claims"][0] == {
+    written = json.loads((tmp_path / "01_test" / "manifest.json").read_text())
+    assert written["claims"][0] == {
         "id": "01.a",
         "text": "nothing could be measured",
         "estimate": None,
@@ -135,22 +134,46 @@ def test_the_manifest_holds_null_for_nan(book, tmp_path):
     assert book.claims().loc["01.b", "state"] == "descriptive"
 
 
-def test_a_missed_rule_stays_with_its_reason(book):
-    book.claim("01.a", "a goal", row(17, 8, 27), ">30", expected="refuted", reason="The points are too few.")
-    found = book.claims().loc["01.a"]
-    assert found[["state", "expected", "reason"]].tolist() == ["refuted", "refuted", "The points are too few."]
-    for more in ({"expected": "refuted"}, {"reason": "why?"}, {"expected": "undecided", "reason": "few images"}):
-        with pytest.raises(ValueError, match="expected to hold, or to be refuted for a reason"):
-            book.claim("01.b", "a goal", row(1, 0, 2), ">0", **more)
+@pytest.mark.parametrize(
+    ("profile", "expected", "interval", "code"),
+    [
+        ("full", "holds", (-1, -2, -0.5), 0),
+        ("full", "holds", (1, 0.5, 2), 1),
+        ("full", "holds", (0, -1, 1), 1),
+        ("full", "refuted", (1, 0.5, 2), 0),
+        ("full", "refuted", (-1, -2, -0.5), 1),
+        ("full", "refuted", (0, -1, 1), 1),
+        ("smoke", "holds", (1, 0.5, 2), 1),
+        ("smoke", "holds", (0, -1, 1), 0),
+        ("smoke", "refuted", (-1, -2, -0.5), 1),
+        ("smoke", "refuted", (0, -1, 1), 0),
+    ],
+)
+def test_a_state_that_is_not_the_expected_one_fails_the_run(tmp_path, capsys, profile, expected, interval, code):
+    book = report.open(tmp_path, "01_test", {"profile": profile})
+    book.claim("01.described", "no rule", row(5, 4, 6))
+    book.claim("01.a", "a goal", row(*interval), "<0", expected=expected, reason="It is odd." * (expected != "holds"))
+    folder = tmp_path / "01_test"
+    assert runs._judge(folder, manifest.read(folder / "manifest.json")["claims"]) == code
+    assert (f"expected: {expected}" in capsys.readouterr().out) == (expected == "refuted" or code == 1)
+    assert report.open(tmp_path, "01_test", {}).claims().loc["01.a", ["expected", "rule"]].tolist() == [expected, "<0"]
 
 
-@pytest.mark.parametrize("expected", ["holds", "refuted"])
-def test_a_state_other_than_the_expected_one_is_told(expected):
-    states = ["holds", "refuted", "undecided", "descriptive"]
-    claims = [{"state": state, "expected": expected} for state in states]
-    other = "refuted" if expected == "holds" else "holds"
-    assert [claim["state"] for claim in results.unexpected(claims, strict=False)] == [other]
-    assert [claim["state"] for claim in results.unexpected(claims, strict=True)] == [other, "undecided"]
+def test_claims_show_what_is_expected_and_why(book):
+    book.claim("01.a", "a goal", row(1, 0.5, 2), "<0", expected="refuted", reason="It is even.")
+    book.claim("01.b", "another", row(1, 0.5, 2), ">0")
+    table = book.claims()
+    assert table["state"].tolist() == table["expected"].tolist() == ["refuted", "holds"]
+    assert table["reason"].tolist() == ["It is even.", ""]
+
+
+def test_claims_without_an_expectation_were_expected_to_hold(book, tmp_path):
+    book.claim("01.a", "a goal", row(1, 0.5, 2), ">0")
+    path = tmp_path / "01_test" / "manifest.json"
+    older = json.loads(path.read_text())
+    del older["claims"][0]["expected"], older["claims"][0]["reason"]
+    path.write_text(json.dumps(older))
+    assert report.open(tmp_path, "01_test", {}).claims().loc["01.a", "expected"] == "holds"
 
 
 def test_claims_are_shown_at_full_length(tmp_path):
@@ -159,20 +182,6 @@ def test_claims_are_shown_at_full_length(tmp_path):
         book = report.open(tmp_path, "01_test", {})
         book.claim("01.a", text, row(1, 0.5, 1.5))
         assert text in book.claims()._repr_html_()
-
-
-def test_union_and_macros(book, figure, tmp_path):
-    book.save_figure(figure, "fig-01-1", "A line.", pd.DataFrame({"x": [0.0]}))
-    book.claim("01.a", "a number", row(-0.123456, -0.2, -0.1), "<0")
-    other = report.open(tmp_path, "02_other", {"profile": "smoke"})
-    other.claim("02.a", "none", row(*[math.nan] * 3))
-    claims = results.merge(tmp_path)
-    assert [claim["id"] for claim in claims] == ["01.a", "02.a"]
-    union = json.loads((tmp_path / "manifest.json").read_text())
-    assert "01_test/fig-01-1.svg" in union["figures"][0]["files"]
-    macros = dict(re.findall(r"antinb@([\w.@]+)\\endcsname\{([^}]*)\}", (tmp_path / "claims.tex").read_text()))
-    assert macros["01.a@estimate"] == "-0.1235"
-    assert macros["02.a@low"] == "--"
 
 
 @pytest.mark.parametrize(
@@ -184,6 +193,10 @@ def test_union_and_macros(book, figure, tmp_path):
         (lambda book, fig: book.claim("a", "", pd.concat([row(0, -1, 2)] * 2)), "got 2"),
         (lambda book, fig: book.claim("a", "", row(0, -1, 2, level=0.9)), "got level 0.9"),
         (lambda book, fig: book.claim("a", "", {"estimate": 0, "low": -1}), "lacks high"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "<0", expected="refuted"), "a reason"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), expected="refuted", reason="It is."), "rule None"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "<0", reason="It is."), "'It is.'"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "<0", expected="undecided"), "'undecided'"),
         (lambda book, fig: book.save_figure(fig, "figure 1", "A line.", pd.DataFrame()), "figure 1"),
         (lambda book, fig: book.save_figure(fig, "fig-01-1", " ", pd.DataFrame()), "caption"),
         (lambda book, fig: report.size(None, "tiny", smoke=1, full=2), "tiny"),
