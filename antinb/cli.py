@@ -134,7 +134,7 @@ def models() -> None:
     from antinb import zoo
 
     for name, row in zoo.models().iterrows():
-        click.echo(f"{name:<18}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
+        click.echo(f"{name:<26}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
 
 
 if __name__ == "__main__":
