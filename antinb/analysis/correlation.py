@@ -106,7 +106,8 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
     method`; `units`; `evaluations`, network calls in all; `mean`, that of the single correlations, with `mean_low,
     mean_high`; `sd` and quantiles `q05` to `q95` of the single correlations, of which there are `singles`: a value a
     unit (PN), or a pair of images (RR), of a fixed random part of the units where there are more than 250,000 pairs;
-    `undefined`, units (PN) or pairs (RR) left out because an image is constant or not finite; `warning`, a sentence
+    `undefined`, units (PN) or pairs (RR) left out because an image is constant or not finite (in the pooled ratio, a
+    constant image stays, with variance 0); `warning`, a sentence
     with the remedy where units are too skewed or too few, otherwise "". The rows `PN-RR` have no single values.
 
     RR values are U-statistics over pairs of distinct units. All intervals come from a jackknife over at most 50 blocks
@@ -256,7 +257,7 @@ def _jackknifed(estimates: np.ndarray, centred: bool, level: float, **about: obj
         means = means + (len(left_out) - 1) * (whole[0] - left_out[:, 0].mean())
     beside = dict(zip(("mean", "mean_low", "mean_high"), means, strict=True))
     defined = np.isfinite(left_out[:, 1]).all()
-    about["warning"] = diagnostics.warning(left_out[:, 1], REMEDY) if defined else ""
+    about["warning"] = diagnostics.warning(left_out[:, 1], REMEDY, bound=diagnostics.VERY_SKEWED) if defined else ""
     return {"centred": centred, **row(pooled, level=level, method=METHOD, **about, **beside)}
 
 

@@ -230,6 +230,7 @@ class Correlations:
         with np.errstate(divide="ignore", invalid="ignore"):
             pn = (within - same).sum(0) / ((squares - images) * power).sum(0)
             rr = np.where(images > 0, between - within, 0).sum(0) / ((images**2 - squares) * power).sum(0)
+        pn[1], rr[1] = np.where(images[:, 0].sum(0) > 0, [pn[1], rr[1]], np.nan)  # else only rounding is left
         return np.stack([pn, rr, pn - rr])
 
     def undefined(self) -> int:

@@ -130,7 +130,7 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
 
     about = {"level": level, "method": "bootstrap over units", "units": units}
     about["evaluations"] = sum(map(dataset.cost, (run, baseline)))
-    return pd.DataFrame([row(cluster_bootstrap(mean, units, level, vectorized=True), **about)])
+    return pd.DataFrame([row(cluster_bootstrap(mean, units, level, values=units), **about)])
 
 
 def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import special, stats
 
 from antinb import checks
+from antinb.analysis import diagnostics
 from antinb.analysis.bounded import bounded_p_value
 from antinb.analysis.resampling import DRAWN_AT_ONCE
 
@@ -58,9 +59,7 @@ def skew_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
 def hall_interval(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return Hall's intervals of unit means, `(..., units)` to two arrays `(...)`; see `interval`."""
     units = means.shape[-1]
-    centre, spread = means.mean(-1), means.std(-1)
-    cubes = ((means - centre[..., None]) ** 3).mean(-1)
-    skewness = np.divide(cubes, spread**3, out=np.zeros_like(spread), where=spread > 0) / units**0.5
+    centre, skewness = means.mean(-1), diagnostics.skewness(means) / units**0.5
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
     quantile = t_quantile(level, units - 1)
     se = means.std(-1, ddof=1) / units**0.5
@@ -112,7 +111,7 @@ def first_stage(means: np.ndarray, first: int) -> int:
     """
     units = first
     while units <= len(means) and units < LONGER * first:
-        skewness = abs(stats.skew(means[:units])) if np.ptp(means[:units]) > 0 else 0.0
+        skewness = float(abs(diagnostics.skewness(means[:units])))
         if skewness <= SKEWED * units**0.5:
             break
         units = min(LONGER * first, max(units + 1, int(np.ceil((skewness / SKEWED) ** 2))))
@@ -237,11 +236,15 @@ def coverage(
     wanted = sum(part.mean() for part in means) if truth is None else checks.number("truth", truth, -np.inf, np.inf)
     rng, covered, width = np.random.default_rng(checks.seed(seed)), 0, 0.0
     block = max(1, DRAWN_AT_ONCE // max(counts))
+
+    def more(size: int) -> np.ndarray:
+        return means[0][rng.integers(len(means[0]), size=size)]
+
     for start in range(0, experiments, block):
         size = min(block, experiments - start)
         drawn = [part[rng.integers(len(part), size=(size, count))] for part, count in zip(means, counts, strict=True)]
         if half_width is not None:
-            found = [_two_stages(part, means[0], half_width, level, rng) for part in drawn[0]]
+            found = [two_stages(part, more, half_width, level)[1:] for part in drawn[0]]
             low, high = np.transpose(found)
         else:
             low, high = skew_interval(drawn[0], level) if method == "skew" else welch_interval(drawn, level)
@@ -253,16 +256,24 @@ def coverage(
     return pd.DataFrame([row(shares, level=0.95, method=method, units=drawn, **about)])
 
 
-def _two_stages(
-    means: np.ndarray, pool: np.ndarray, half_width: float, level: float, rng: np.random.Generator
-) -> tuple[float, float]:
+def two_stages(
+    means: np.ndarray, draw: Callable[[int], np.ndarray], half_width: float, level: float
+) -> tuple[np.ndarray, float, float]:
+    """Return all unit means of a run that goes on until its interval is narrow enough, and that interval.
+
+    Args:
+        means: of the first stage.
+        draw: a function that returns the means of so many further units.
+        half_width: wanted.
+        level: of the interval.
+    """
     first = len(means)
     while True:
-        wanted, ends = first_stage(means, first), (np.nan, np.nan)
+        wanted = first_stage(means, first)
         if wanted <= len(means):
-            ends = two_stage_interval(means, wanted, level)
-            reach = max(means.mean() - ends[0], ends[1] - means.mean())
+            low, high = two_stage_interval(means, wanted, level)
+            reach = max(means.mean() - low, high - means.mean())
             if reach <= half_width:
-                return ends
+                return means, low, high
             wanted = max(len(means) + 1, int(np.ceil(len(means) * (reach / half_width) ** 2)))
-        means = np.r_[means, pool[rng.integers(len(pool), size=wanted - len(means))]]
+        means = np.r_[means, draw(wanted - len(means))]

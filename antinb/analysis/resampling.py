@@ -19,12 +19,13 @@ Scalar = Callable[[np.ndarray], SupportsFloat]
 
 
 def cluster_bootstrap(
-    estimator: Scalar, units: int, level: float, *, vectorized: bool = False
+    estimator: Scalar, units: int, level: float, *, values: int | None = None
 ) -> tuple[float, float, float]:
     """Return `estimate, low, high` of `estimator(numbers of units)`, units drawn again with replacement 999 times.
 
     Whole units are resampled, so values within one need not be independent; percentile interval of
-    `scipy.stats.bootstrap`, its seed fixed. A `vectorized` estimator takes many resamples, `(..., units)` to `(...)`.
+    `scipy.stats.bootstrap`, its seed fixed. An estimator for which `values` is given, the number of values that a
+    resample takes in memory, is called with many resamples at once, `(..., units)` to `(...)`.
 
     Raises:
         ValueError: if there are fewer than 8 units or the level is not from 0.01 to 0.9999.
@@ -37,7 +38,8 @@ def cluster_bootstrap(
         (numbers,),
         lambda drawn, axis=-1: np.asarray(estimator(drawn.astype(int)), float),
         n_resamples=RESAMPLES,
-        vectorized=vectorized,
+        vectorized=values is not None,
+        batch=max(1, DRAWN_AT_ONCE // values) if values else None,
         confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(0),
@@ -65,12 +67,12 @@ def bootstrap_t(
     if units < 8:
         raise ValueError(f"a bootstrap over units needs at least 8; got {units}")
     estimate, se = estimator(*samples)
-    numbers = [[rng.integers(len(part), size=len(part)) for part in samples] for _ in range(RESAMPLES)]
     block, parts = max(1, DRAWN_AT_ONCE // sum(part.size for part in samples)), []
     with np.errstate(divide="ignore", invalid="ignore"):
         for start in range(0, RESAMPLES, block):
-            drawn = zip(*numbers[start : start + block], strict=True)
-            found = estimator(*(part[np.stack(units)] for part, units in zip(samples, drawn, strict=True)))
+            count = min(block, RESAMPLES - start)
+            drawn = [part[rng.integers(len(part), size=(count, len(part)))] for part in samples]
+            found = estimator(*drawn)
             parts.append((found[0] - estimate) / found[1])
     studentized = np.concatenate(parts)
     tails = [(1 + level) / 2, (1 - level) / 2]

@@ -114,19 +114,16 @@ def summary(data: xr.Dataset, *, level: float = 0.95) -> pd.DataFrame:
             shared = {"level": level, "units": units, "evaluations": json.loads(data.attrs["evaluations"])}
             numbers, method, warning = [np.nan] * 3, BETTING, ""
             if units >= LEAST:
-                numbers = cluster_bootstrap(lambda drawn, v=means: v[drawn].mean(-1), units, level, vectorized=True)
+                numbers = cluster_bootstrap(lambda drawn, v=means: v[drawn].mean(-1), units, level, values=units)
                 method, warning = BOOTSTRAP, diagnostics.warning(means, SKEWED)
             elif units:
                 numbers = means.mean(), *bounded_interval(means, level)
             rows.append(about | {"quantity": "mean"} | row(numbers, method=method, warning=warning, **shared))
             numbers = [np.nan] * 3
             if units >= 8:
-                numbers = cluster_bootstrap(lambda drawn, v=part: _tenth(v[drawn]), units, level)
-            rows.append(
-                about
-                | {"quantity": "q10"}
-                | row(numbers, method=BOOTSTRAP, warning=FEW if units < LEAST else "", **shared)
-            )
+                numbers = cluster_bootstrap(lambda drawn, v=part: _tenths(v, drawn), units, level, values=part.size)
+            warning = FEW if units < LEAST else ""
+            rows.append(about | {"quantity": "q10"} | row(numbers, method=BOOTSTRAP, warning=warning, **shared))
     return pd.DataFrame(rows)
 
 
@@ -242,8 +239,10 @@ def _direction_means(values: np.ndarray) -> np.ndarray:
     return np.nanmean(values, 1)
 
 
-def _tenth(values: np.ndarray) -> float:
-    return float(np.nanquantile(values, 0.1) if np.isnan(values.sum()) else np.quantile(values, 0.1))
+def _tenths(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Return the 10% quantiles of all values of the drawn directions, `(..., direction)` to `(...)`."""
+    table = values[drawn].reshape(*drawn.shape[:-1], -1)
+    return (np.nanquantile if np.isnan(table.sum()) else np.quantile)(table, 0.1, axis=-1)
 
 
 def _parity_parts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

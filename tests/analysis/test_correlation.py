@@ -9,7 +9,7 @@ from helpers import LINEAR, SHAPE, random_mixture
 from scipy import stats
 
 import antinb
-from antinb import correlation, dataset, noise
+from antinb import correlation, dataset, intervals, noise
 from antinb.models import diffusion
 
 
@@ -42,8 +42,8 @@ def test_standard_values_are_pearsons():
     ]
     np.testing.assert_allclose(np.sort(correlation.rr(run)), np.sort(between), atol=1e-6)
     table = rows(run)
-    assert table.loc[("PN", False), "estimate"] == pytest.approx(np.mean(by_scipy), abs=1e-6)
-    assert table.loc[("RR", False), "estimate"] == pytest.approx(np.mean(between), abs=1e-6)
+    assert table.loc[("PN", False), "mean"] == pytest.approx(np.mean(by_scipy), abs=1e-6)
+    assert table.loc[("RR", False), "mean"] == pytest.approx(np.mean(between), abs=1e-6)
     assert table.loc[("RR", False), "q25"] == pytest.approx(np.quantile(between, 0.25), abs=1e-6)
     assert (table["evaluations"] == 12 * 2 * 3).all()
 
@@ -54,12 +54,12 @@ def test_pooled_ratio_is_the_ratio_of_sums():
     deviations = flat - flat.mean(-1, keepdims=True)
     covariance = (deviations[:, 0] * deviations[:, 1]).sum()
     expected = covariance / np.sqrt(np.square(deviations).sum((0, 2)).prod())
-    assert rows(run).loc[("PN", False), "pooled"] == pytest.approx(expected, rel=0.02)
+    assert rows(run).loc[("PN", False), "estimate"] == pytest.approx(expected, rel=0.02)
     gram = np.einsum("ikd,jmd->ikjm", deviations, deviations)
     between = gram.sum() - np.einsum("ikim->", gram)
     count = 15 * 14 * 4
     power = np.square(deviations).sum() / 30
-    assert rows(run).loc[("RR", False), "pooled"] == pytest.approx(between / count / power, abs=1e-6)
+    assert rows(run).loc[("RR", False), "estimate"] == pytest.approx(between / count / power, abs=1e-6)
 
 
 def test_centred_values_are_those_of_a_plain_loop():
@@ -77,7 +77,6 @@ def test_centred_values_are_those_of_a_plain_loop():
                 members = itertools.product((0, 1), repeat=2)
                 between += [np.corrcoef(flat[i, k] - means[one], flat[j, m] - means[other])[0, 1] for k, m in members]
     np.testing.assert_allclose(correlation.pn(run, centred=True), expected, atol=1e-5)
-    assert rows(run).loc[("RR", True), "estimate"] == pytest.approx(np.mean(between), abs=1e-5)
     assert correlation.rr(run, centred=True).mean() == pytest.approx(np.mean(between), abs=1e-5)
 
 
@@ -86,7 +85,7 @@ def test_centring_is_unbiased_where_a_common_mean_is_not():
     structure = 5 * np.random.default_rng(9).standard_normal((1, 12, 12))
     tables = [rows(correlated_pairs(16, 0, seed, (1, 12, 12), structure)) for seed in range(40)]
     for kind in ("PN", "RR"):
-        estimates = np.array([table.loc[(kind, True), "pooled"] for table in tables])
+        estimates = np.array([table.loc[(kind, True), "estimate"] for table in tables])
         assert abs(estimates.mean()) < 3 * estimates.std(ddof=1) / np.sqrt(40) < 0.012
     assert tables[0].loc[("RR", False), "estimate"] > 0.9
 
@@ -99,8 +98,8 @@ def test_intervals_cover_the_truth():
     truth = {"PN": -0.6, "RR": 0, "PN-RR": -0.6}
     for kind, centred in itertools.product(truth, (False, True)):
         table = pd.DataFrame([table.loc[(kind, centred)] for table in tables])
-        mean = table["estimate"].mean()
-        for low, high, value in (("pooled_low", "pooled_high", truth[kind]), ("low", "high", mean)):
+        mean = table["mean"].mean()
+        for low, high, value in (("low", "high", truth[kind]), ("mean_low", "mean_high", mean)):
             covered = int(((table[low] <= value) & (value <= table[high])).sum())
             alternative = "less" if kind == "RR" else "two-sided"
             assert stats.binomtest(covered, 200, 0.95, alternative=alternative).pvalue > 0.01, (kind, low, covered)
@@ -112,13 +111,13 @@ def test_classes_that_differ_do_not_widen_the_intervals():
     parts = [correlated_pairs(size, rho, seed)["image"].values for seed, rho in enumerate(strengths)]
     table = rows(run_of(np.concatenate(parts), condition=np.repeat([0, 1, 2], size)))
     single = [rows(run_of(part)).loc[("PN", False)] for part in parts]
-    assert table.loc[("PN", False), "estimate"] == pytest.approx(np.mean([row["estimate"] for row in single]))
-    errors = [(row["high"] - row["low"]) / 2 for row in single]
-    half = (table.loc[("PN", False), "high"] - table.loc[("PN", False), "low"]) / 2
+    assert table.loc[("PN", False), "mean"] == pytest.approx(np.mean([row["mean"] for row in single]))
+    errors = [(row["mean_high"] - row["mean_low"]) / 2 for row in single]
+    half = (table.loc[("PN", False), "mean_high"] - table.loc[("PN", False), "mean_low"]) / 2
     assert half == pytest.approx(np.sqrt(np.square(errors).sum()) / 3, rel=0.4)
     shuffled = np.random.default_rng(0).permutation(3 * size)
     mixed = rows(run_of(np.concatenate(parts)[shuffled], condition=np.repeat([0, 1, 2], size)[shuffled]))
-    assert mixed.loc[("PN", False), "estimate"] == pytest.approx(table.loc[("PN", False), "estimate"])
+    assert mixed.loc[("PN", False), "mean"] == pytest.approx(table.loc[("PN", False), "mean"])
 
 
 def test_few_units_of_many_classes():
@@ -126,10 +125,10 @@ def test_few_units_of_many_classes():
     rng = np.random.default_rng(5)
     classes = rng.permutation(np.repeat(np.arange(13), 8))
     table = rows(run_of(correlated_pairs(104, 0.6, seed=6, size=(1, 8, 8))["image"].values, condition=classes))
-    assert np.isfinite(table[["estimate", "low", "high", "pooled_low", "pooled_high"]].to_numpy()).all()
+    assert np.isfinite(table[["estimate", "low", "high", "mean_low", "mean_high"]].to_numpy()).all()
     row = table.loc[("PN", True)]
-    assert row["pooled_low"] < 0.6 < row["pooled_high"]
-    assert row["pooled_high"] - row["pooled_low"] < 0.1
+    assert row["low"] < 0.6 < row["high"]
+    assert row["high"] - row["low"] < 0.1
 
 
 def test_held_out_that_are_all_constant_have_no_correlation():
@@ -151,7 +150,7 @@ def test_more_members_average_their_pairs():
     flat = run["image"].values.reshape(10, 3, -1)
     expected = [np.corrcoef(unit)[np.triu_indices(3, 1)].mean() for unit in flat]
     np.testing.assert_allclose(correlation.pn(run), expected, atol=1e-6)
-    assert rows(run).loc[("PN", False), "estimate"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert rows(run).loc[("PN", False), "mean"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_constant_images_are_counted_not_filled():
@@ -162,9 +161,9 @@ def test_constant_images_are_counted_not_filled():
     assert table.loc[("PN", False), "undefined"] == 1
     assert table.loc[("RR", False), "undefined"] == 18
     others = rows(run_of(np.delete(images, 3, 0)))
-    assert table.loc[("PN", False), "estimate"] == pytest.approx(others.loc[("PN", False), "estimate"])
+    assert table.loc[("PN", False), "mean"] == pytest.approx(others.loc[("PN", False), "mean"])
     gram = correlation.rr(run_of(images))
-    assert table.loc[("RR", False), "estimate"] == pytest.approx(np.nanmean(gram), abs=1e-7)
+    assert table.loc[("RR", False), "mean"] == pytest.approx(np.nanmean(gram), abs=1e-7)
 
 
 def test_what_is_left_of_a_constant_after_rounding_has_no_direction():
@@ -237,24 +236,49 @@ def paths():
 def test_rows_along_the_way_are_correlations_of_single_steps(paths, centred):
     table = correlation.along(paths, centred=centred).set_index(["variable", "step"])
     assert len(table) == 2 * 5 + 1
+    ends = ["estimate", "low", "high", "mean", "mean_low", "mean_high", "undefined", "units"]
     for (name, step), row in table.iterrows():
         images = paths["image"] if step == 5 else paths[name].isel(step=step)
-        values = correlation.pn(paths[["image"]].assign(image=images), centred=centred).values
-        low, high = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
-        np.testing.assert_allclose([row["estimate"], row["low"], row["high"]], [values.mean(), low, high])
+        known = rows(paths[["image"]].assign(image=images)).loc[("PN", centred)]
+        np.testing.assert_allclose(row[ends].astype(float), known[ends].astype(float), atol=1e-9)
     np.testing.assert_allclose(table.loc[("state", 0), "estimate"], -1, atol=0.03 if centred else 1e-6)
 
 
-def test_a_paired_difference_is_taken_within_units(pairs):
+def test_a_paired_difference_leaves_the_same_units_out_of_both_runs(pairs):
     other = pairs.assign(image=pairs["image"] + 0.5 * pairs["image"].isel(member=0))
     found = correlation.paired_difference(pairs, other).iloc[0]
-    differences = (correlation.pn(pairs) - correlation.pn(other)).values
-    expected = stats.ttest_rel(correlation.pn(pairs), correlation.pn(other)).confidence_interval(0.95)
-    np.testing.assert_allclose(
-        [found["low"], found["estimate"], found["high"]], [expected.low, differences.mean(), expected.high]
-    )
+    flat = [run["image"].values.reshape(200, 2, -1).astype(float) for run in (pairs, other)]
+    deviations = [part - part.mean(-1, keepdims=True) for part in flat]
+
+    def gap(units):
+        parts = [part[units] for part in deviations]
+        first, second = (2 * (part[:, 0] * part[:, 1]).sum() / (part**2).sum() for part in parts)
+        return first - second
+
+    np.testing.assert_allclose(found[["estimate", "low", "high"]].astype(float), intervals.jackknife(gap, 200, 0.95))
+    singles = correlation.pn(pairs) - correlation.pn(other)
+    assert found["mean"] == pytest.approx(singles.mean().item())
+    single = correlation.summary(pairs).iloc[0]
+    assert found["high"] - found["low"] < single["high"] - single["low"]
     with pytest.raises(ValueError, match="units \\[200, 100\\]"):
         correlation.paired_difference(pairs, pairs.isel(unit=slice(100)))
+
+
+def test_a_run_with_classes_is_compared_with_one_without(pairs):
+    classes = pairs.assign_coords(condition=("unit", np.arange(200) % 10))
+    found = correlation.paired_difference(classes, pairs).iloc[0]
+    np.testing.assert_allclose(found[["estimate", "low", "high", "mean"]].astype(float), 0, atol=1e-12)
+
+
+def test_the_error_of_the_mean_images_is_taken_off_the_mean_of_singles():
+    """Singles shrink by 1 / (1 + 4 (1 + rho) / (2 units))."""
+    runs = [correlated_pairs(16, -0.6, seed, (1, 12, 12)) for seed in range(40)]
+    singles = np.array([correlation.pn(run, centred=True).mean().item() for run in runs])
+    means = np.array([rows(run).loc[("PN", True), "mean"] for run in runs])
+    truth = np.mean([rows(run).loc[("PN", False), "mean"] for run in runs])  # about the known mean, 0
+    assert singles.mean() == pytest.approx(truth / (1 + 4 * 0.4 / 32), abs=0.008)
+    assert means.mean() == pytest.approx(truth, abs=0.008)
+    assert abs(singles.mean() - truth) > 0.02
 
 
 def test_trajectories_are_asked_for(pairs):

@@ -97,7 +97,7 @@ def test_intervals_are_those_of_the_jackknife():
 
     expected = intervals.jackknife(pooled, 40, 0.9, strata=numbers)
     row = correlation.summary(run, level=0.9).set_index(["pairs", "centred"]).loc[("RR", False)]
-    np.testing.assert_allclose(row[["pooled", "pooled_low", "pooled_high"]].astype(float), expected, atol=1e-10)
+    np.testing.assert_allclose(row[["estimate", "low", "high"]].astype(float), expected, atol=1e-10)
     assert len(kinds) == 3
 
 
@@ -176,8 +176,8 @@ def test_images_without_a_correlation_are_left_out_and_counted():
     assert table.loc[("RR", True), "undefined"] == np.isnan(correlation.rr(run_of(images), centred=True)).sum()
     assert table.loc[("RR", False), "singles"] == 4 * 40 * 39 / 2 - table.loc[("RR", False), "undefined"]
     others = correlation.summary(run_of(np.delete(images, [3, 17, 30], 0))).set_index(["pairs", "centred"])
-    assert table.loc[("PN", False), "estimate"] == pytest.approx(others.loc[("PN", False), "estimate"], abs=1e-12)
-    assert np.isfinite(table[["estimate", "low", "high", "pooled_low", "pooled_high"]].to_numpy()).all()
+    assert table.loc[("PN", False), "mean"] == pytest.approx(others.loc[("PN", False), "mean"], abs=1e-12)
+    assert np.isfinite(table[["estimate", "low", "high", "mean_low", "mean_high"]].to_numpy()).all()
 
 
 def test_equal_images_have_nothing_left_after_centring():
@@ -201,7 +201,7 @@ def test_of_many_pairs_a_fixed_part_gives_the_quantiles(monkeypatch):
         every.loc[("RR", False), ["sd", "q50"]].astype(float),
         atol=0.03,
     )
-    same = ["estimate", "low", "high", "pooled", "pooled_low", "pooled_high", "undefined"]
+    same = ["estimate", "low", "high", "mean", "mean_low", "mean_high", "undefined"]
     np.testing.assert_array_equal(part[same], every[same])
     np.testing.assert_array_equal(correlation.rr(run), correlation.rr(run))
 
