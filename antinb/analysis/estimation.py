@@ -91,6 +91,9 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     rows = []
     for name in values["statistic"].values.tolist():
         table, conditions, dropped = _unit_members(values.sel(statistic=name), name, drop)
+        if method == "bounded" and not ((table >= 0) & (table <= 1)).all():
+            found = f"{table.min():g} to {table.max():g}"
+            raise ValueError(f"the method 'bounded' is for a statistic in [0, 1]; {name} goes from {found}")
         means = table.mean(1)
         found = _stratified(means, conditions, name, constant=method == "bounded")
         ends = found.interval(level)
@@ -102,9 +105,8 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         bound = diagnostics.SKEWED if method == "t" else diagnostics.VERY_SKEWED
         about = {"members": values.sizes["member"], "evaluations": evaluations(values)}
         about |= {"se": found.se, "df": found.df, "dropped": dropped, **diagnostics.shape(rest)}
-        if method != "bounded":
-            about["warning"] = diagnostics.warning(rest, REMEDIES[method], bound=bound)
-        result = row((found.estimate, *ends), level=level, method=method, units=len(means), **about)
+        warning = "" if method == "bounded" else diagnostics.warning(rest, REMEDIES[method], bound=bound)
+        result = row((found.estimate, *ends), level=level, method=method, units=len(means), warning=warning, **about)
         rows.append({"statistic": name, "design": design(values), **result})
     return pd.DataFrame(rows)
 
@@ -261,7 +263,7 @@ def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tu
     squares = [_squares(part, 2) for part in ((units, plain) if pooled else (plain,))]
     sizes = [square.shape[-2] * square.shape[-1] for square in squares]
     freedom = sum(sizes) - len(sizes)
-    variance = sum(square.sum((-2, -1)) for square in squares) / freedom
+    variance = np.sum([square.sum((-2, -1)) for square in squares], 0) / freedom
     *own, other = [
         square.mean(-1) * size / (freedom * variance[..., None]) for square, size in zip(squares, sizes, strict=True)
     ]
