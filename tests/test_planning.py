@@ -171,6 +171,31 @@ def test_two_stages_cover_whatever_the_spread_and_the_skewness():
     assert intervals.two_stage(np.r_[means[:4], 1.5], 4, 0.95) == pytest.approx(stein)
 
 
+def test_a_skewed_first_stage_is_lengthened_at_most_fivefold():
+    rng = np.random.default_rng(0)
+    normal, skewed = rng.standard_normal(200), rng.exponential(size=200) ** 2
+    assert intervals.first_stage(np.where(np.arange(200) % 2, 1.0, -1.0), 20) == 20
+    assert intervals.first_stage(np.ones(30), 20) == 20
+    assert intervals.first_stage(normal, 20) <= 100
+    some = np.r_[normal[:19], 2.5]
+    wanted = np.ceil((stats.skew(some) / 0.15) ** 2)
+    assert 20 < wanted < 100
+    assert intervals.first_stage(some, 20) == wanted
+    assert intervals.first_stage(skewed, 20) == 100
+    at = intervals.first_stage(normal, 40)
+    assert abs(stats.skew(normal[:at])) <= 0.15 * at**0.5
+
+
+def test_a_skewed_interval_reaches_out_to_halls():
+    means = np.random.default_rng(1).exponential(size=60)
+    half, hall = intervals.two_stage(means, 20, 0.95), intervals.hall_interval(means, 0.95)
+    low, high = intervals.two_stage_interval(means, 20, 0.95)
+    assert (low, high) == (means.mean() - half, hall[1])
+    every, *ends = intervals.two_stages(means[:20], lambda size: means[20 : 20 + size], 2 * half, 0.95)
+    assert ends == list(intervals.two_stage_interval(every, intervals.first_stage(every, 20), 0.95))
+    assert max(every.mean() - ends[0], ends[1] - every.mean()) <= 2 * half
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

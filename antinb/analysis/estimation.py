@@ -91,6 +91,9 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     rows = []
     for name in values["statistic"].values.tolist():
         table, conditions, dropped = _unit_members(values.sel(statistic=name), name, drop)
+        if method == "bounded" and not ((table >= 0) & (table <= 1)).all():
+            found = f"{table.min():g} to {table.max():g}"
+            raise ValueError(f"the method 'bounded' is for a statistic in [0, 1]; {name} goes from {found}")
         means = table.mean(1)
         found = _stratified(means, conditions, name, constant=method == "bounded")
         ends = found.interval(level)

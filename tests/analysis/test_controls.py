@@ -10,6 +10,8 @@ from scipy.optimize import minimize_scalar
 
 import antinb
 from antinb import controls, estimation, noise, statistics
+from antinb.analysis.bounded import bounded_interval
+from antinb.analysis.intervals import welch_interval
 from antinb.noise import modes
 
 SHAPE = (1, 4, 4)
@@ -127,6 +129,41 @@ def test_two_levels_are_unbiased_and_their_intervals_cover():
     assert abs(np.mean(estimates) - TRUTH) < 4 * np.std(estimates) / 300**0.5
     assert row["evaluations"] == 30 * 20 + 30 * 5 + 300 * 5
     assert row["se"] == pytest.approx(np.std(estimates), rel=0.35)
+
+
+def event_arms(units, differ, many=400):
+    rng = np.random.default_rng(3)
+    fine, more = (rng.random((size, 1)) < 0.4 for size in (units, many))
+    coarse = fine ^ (np.arange(units) < differ)[:, None]
+    design = noise.iid(units)
+    arms = [run(design, lambda c, v=part: v.astype(float), 0, cost) for part, cost in ((fine, 20), (coarse, 5))]
+    return [*arms, run(noise.iid(many), lambda c: more.astype(float), 1, 5)]
+
+
+@pytest.mark.parametrize("b", [1.0, 0.7])
+def test_events_that_hardly_differ_have_a_betting_interval(b):
+    """With nothing seen to differ there is a width all the same, and never less than that of the many units."""
+    arms = event_arms(50, 0)
+    row = controls.two_level(*arms, coefficient=b).iloc[0]
+    f, c, many = (arm.values[0, :, 0] for arm in arms)
+    assert row["method"] == "two levels, betting"
+    assert row["warning"] == ""
+    assert row["estimate"] == pytest.approx((f - b * c).mean() + b * many.mean())
+    low, high = 2 * np.array(bounded_interval((f - c + 1) / 2, 0.95)) - 1
+    rest = welch_interval([(1 - b) * c, b * many], 0.95)
+    middle = (1 - b) * c.mean() + b * many.mean()
+    assert row["estimate"] - row["low"] == pytest.approx(np.hypot(low, middle - rest[0]))
+    assert row["high"] - row["estimate"] == pytest.approx(np.hypot(high, rest[1] - middle))
+    assert high > 1 - 0.025 ** (1 / 50)  # no shorter than the rule of three
+    assert controls.two_level(*event_arms(50, 12), coefficient=b)["method"].item() == "two levels, betting"
+    assert controls.two_level(*event_arms(50, 13), coefficient=b)["method"].item() == "two levels"
+
+
+def test_skewed_levels_are_warned_of():
+    few, many = noise.iid(60), noise.iid(300)
+    arms = run(few, lambda c: np.exp(c[..., 0]), 0), run(few, lambda c: c[..., 1], 0, 5)
+    row = controls.two_level(*arms, run(many, lambda c: c[..., 1], 1, 5)).iloc[0]
+    assert row["warning"].endswith("take more units, of the fine sampler first")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 import antinb
 from antinb import estimation, intervals, noise, statistics
+from antinb.analysis.bounded import bounded_interval
 from antinb.models import diffusion
 
 ATTRS = {"design": json.dumps({"name": "antithetic"}), "evaluations": "20", "seed": "0"}
@@ -31,6 +32,38 @@ def test_t_interval_is_that_of_the_unit_means():
     assert row["estimate"] == pytest.approx(means.mean)
     np.testing.assert_allclose(row[["low", "high"]].astype(float), means.tconfint_mean(0.1))
     assert row[["units", "members", "evaluations", "design"]].tolist() == [30, 2, 1200, "antithetic"]
+
+
+def test_a_bounded_statistic_has_the_betting_interval_even_if_constant():
+    table = (np.random.default_rng(0).random((100, 2)) < 0.02).astype(float)
+    row = estimation.interval(values(table), method="bounded", level=0.9).iloc[0]
+    assert row[["low", "high"]].tolist() == list(bounded_interval(table.mean(1), 0.9))
+    assert row["method"] == "bounded"
+    assert row["warning"] == ""
+    never = estimation.interval(values(np.zeros((100, 2))), method="bounded").iloc[0]
+    assert never[["estimate", "low", "df"]].tolist() == [0, 0, 99]
+    assert 3 / 100 < never["high"] < 6 / 100  # the rule of three, at 97.5% and for any law
+    with pytest.raises(ValueError, match=r"a statistic in \[0, 1\]; s goes from 0 to 2"):
+        estimation.interval(values(2 * table), method="bounded")
+    with pytest.raises(ValueError, match="constant over units .*; method='bounded' gives one"):
+        estimation.interval(values(np.zeros((100, 2))))
+
+
+def test_rows_say_how_skewed_the_units_are_and_what_to_do():
+    rng = np.random.default_rng(0)
+    skewed, even = rng.exponential(size=(60, 1)), rng.standard_normal((60, 1))
+    row = estimation.interval(values(skewed)).iloc[0]
+    assert row["skewness"] == pytest.approx(stats.skew(skewed[:, 0]))
+    assert row["warning"].endswith("take method='skew', or 'bounded' if the statistic lies in [0, 1], or more units")
+    for table, method in ((skewed, "skew"), (even, "t")):
+        assert estimation.interval(values(table), method=method)["warning"].item() == ""
+    condition = np.repeat([0, 1], 30)
+    shifted = estimation.interval(values(even + 9 * condition[:, None], condition)).iloc[0]
+    assert shifted["warning"] == ""
+    assert abs(shifted["skewness"]) < 1
+    pairs, plain = values(skewed * [1, 1]), values(rng.standard_normal((90, 1))).assign_attrs(OTHER)
+    assert estimation.compare(pairs, plain)["warning"].str.endswith("take several hundred units").all()
+    assert estimation.odd_share(values(skewed + even * [1, -1]))["warning"].str.contains("not normal").all()
 
 
 def test_members_of_a_unit_are_no_replicates():

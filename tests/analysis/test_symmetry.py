@@ -7,6 +7,7 @@ from numpy.polynomial import Legendre
 from statsmodels.stats.multitest import multipletests
 
 from antinb import symmetry
+from antinb.analysis.bounded import bounded_interval
 from antinb.analysis.intervals import jackknife
 from antinb.analysis.symmetry import affine_antisymmetry, nonlinear_odd_share, vector_quantities
 
@@ -65,6 +66,27 @@ def test_undefined_directions_are_counted():
     table = symmetry.test(shares(values), threshold=0.99, alternative="less")
     assert table["undefined"].tolist() == [1, 0]
     assert table["units"].tolist() == [49, 50]
+
+
+@pytest.mark.parametrize("count", [1, 8, 29, 30])
+def test_few_directions_have_an_interval_that_covers_whatever_their_law(count):
+    values = np.random.default_rng(0).beta(6, 3, (count, 2, 5))
+    values[0, 0, 0] = np.nan
+    measures = dict.fromkeys(symmetry.MEASURES, (("direction", "timestep", "coordinate"), values))
+    data = xr.Dataset(measures, {"timestep": [900, 100]}, attrs={"evaluations": "7"})
+    table = symmetry.summary(data).set_index(["measure", "timestep", "quantity"])
+    mean, tenth = (table.loc[(symmetry.MEASURES[1], "all", quantity)] for quantity in ("mean", "q10"))
+    singles = np.nanmean(values.reshape(count, -1), 1)
+    assert mean["estimate"] == pytest.approx(singles.mean())
+    assert mean[["undefined", "units", "evaluations"]].tolist() == [1, count, 7]
+    ends, known = mean[["low", "high"]].tolist(), bounded_interval(singles, 0.95)
+    assert (mean["method"] == "bounded mean, betting") == (ends == list(known)) == (count < 30)
+    assert (tenth["warning"] != "") == (count < 30)
+    assert np.isnan(tenth["estimate"]) == (count < 8)
+    if count > 8:
+        assert tenth["estimate"] == pytest.approx(np.nanquantile(values, 0.1))
+        assert known[0] < ends[0] + 1e-12 < ends[1] - 1e-12 < known[1]
+        assert tenth["low"] <= tenth["estimate"] <= tenth["high"]
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 1.5, float("nan"), "0.9", True])
