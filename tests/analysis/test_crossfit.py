@@ -189,6 +189,13 @@ def test_equal_images_have_nothing_left_after_centring():
     assert np.isnan(table.loc[("RR", True), "estimate"])
 
 
+def test_what_rounding_leaves_of_equal_images_is_no_pooled_ratio():
+    """The sum of 24 equal images is rounded, so that centring leaves about 1e-16 of each."""
+    images = np.tile(drawn(units=1, members=1), (48, 2, 1, 1, 1)) / 3
+    table = correlation.summary(run_of(images)).query("centred")
+    assert table[["estimate", "low", "high", "mean"]].isna().all(axis=None)
+
+
 def test_of_many_pairs_a_fixed_part_gives_the_quantiles(monkeypatch):
     run = run_of(drawn(units=200), condition=np.arange(200) % 2)
     every = correlation.summary(run).set_index(["pairs", "centred"])
