@@ -42,9 +42,9 @@ def run(
     """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json and OUT/claims.tex.
 
     A notebook's results take the place of older ones when they are whole. Nothing that antinb did not make is
-    replaced. Exits with 1 if a claim is refuted, or, unless at profile "smoke", undecided; with 2 if a notebook
-    fails, whose results up to the failing cell are kept in OUT/<notebook>.failed/; with 130 if interrupted, with 143
-    if terminated.
+    replaced. Exits with 1 if a claim's state is not the expected one, which is that it holds unless the notebook
+    says otherwise (at profile "smoke" a claim may be undecided); with 2 if a notebook fails, whose results up to the
+    failing cell are kept in OUT/<notebook>.failed/; with 130 if interrupted, with 143 if terminated.
     """
     from antinb.reporting import runs
 
@@ -134,7 +134,7 @@ def models() -> None:
     from antinb import zoo
 
     for name, row in zoo.models().iterrows():
-        click.echo(f"{name:<18}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
+        click.echo(f"{name:<26}{row['kind']:<18}{row['licence']:<5}{row['megabytes']:>5.1f} MB  {row['quality']}")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,22 @@ class Mixture:
         """The mean image `sum_k w_k mu_k`, `(d,)`."""
         return self.weights @ self.means
 
+    def gaussian(self) -> Mixture:
+        """Return the one Gaussian with the mean and covariance of the mixture: its score is affine.
+
+        Examples:
+            >>> two_component(torch.zeros(2), torch.ones(2), variance=0.5).gaussian().score(torch.ones(1, 2))
+            tensor([[-0.4000, -0.4000]])
+        """
+        weights, size = self.weights[:, None], len(self.mean)
+        within = (weights[..., None].sqrt() * self.factors).movedim(0, 1).flatten(1)
+        between = (weights.sqrt() * (self.means - self.mean)).T
+        basis, spread, _ = torch.linalg.svd(torch.cat([within, between], 1), full_matrices=False)
+        floor = spread[-1].square() if len(spread) == size else spread.new_zeros(())
+        factor = basis * (spread.square() - floor).clamp(min=0).sqrt()
+        variance = (self.weights @ self.variances + floor)[None]
+        return Mixture(torch.ones_like(variance), self.mean[None], factor[None, :, : size - 1], variance)
+
     def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Return `count` exact draws `mu_k + W_k a + sqrt(v_k) e`, `(count, d)`."""
         kind = torch.multinomial(self.weights, count, replacement=True, generator=generator)

@@ -30,6 +30,8 @@ class Claim(BaseModel, extra="allow"):
     id: str = Field(pattern=f"^{CLAIM_ID}$")
     state: str
     rule: str | None
+    expected: Literal["holds", "refuted"] = "holds"
+    reason: str = ""
     estimate: FiniteFloat | None
     low: FiniteFloat | None
     high: FiniteFloat | None

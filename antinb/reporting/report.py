@@ -29,6 +29,7 @@ __all__ = ["Report", "open", "size", "versions"]
 
 ENDS = manifest.ENDS
 PROFILES = ("smoke", "full")
+EXPECTED = ("holds", "refuted")
 LEVEL = 0.95
 PACKAGES = ("antinb", "torch", "diffusers", "numpy", "scipy", "xarray", "matplotlib")
 FIGURE_ID = re.compile(r"fig-\d\d-\d+")
@@ -150,25 +151,39 @@ class Report:
         text: str,
         row: Mapping[str, Any] | pd.Series | pd.DataFrame,
         rule: str | None = None,
+        *,
+        expected: str = "holds",
+        reason: str = "",
     ) -> None:
         """Record a claim: a result with its 95% interval and the margin fixed for it beforehand.
 
-        A claim made again under the same id, as when a cell is run again, takes the place of the first.
+        A claim made again under the same id, as when a cell is run again, takes the place of the first. A rule that
+        was fixed and failed stays: the claim is marked as expected to be refuted, with the reason. `antinb run` exits
+        with 1 if a claim with a rule has another state than the expected one.
 
         Args:
             id: `"NN.subject.quantity"`, of letters, digits, `.`, `_` and `-`, unique among notebooks.
             text: what is claimed, in words.
             row: one row of a table of results, with `estimate, low, high`; NaN where there is no estimate.
             rule: `"<m"`, `">m"`, `"within m"` (between -m and m), or None for a description.
+            expected: the state that is known from earlier runs, `"holds"` or `"refuted"`.
+            reason: why the rule fails, in one sentence; for a claim that is expected to be refuted only.
 
         Raises:
-            ValueError: if the id or the rule has another form, the row is not one result with a 95% interval, or
-                the estimate lies outside its interval.
+            ValueError: if the id or the rule has another form, the row is not one result with a 95% interval, the
+                estimate lies outside its interval, or a claim is expected to be refuted without a rule or a reason.
         """
         if not isinstance(id, str) or not re.fullmatch(manifest.CLAIM_ID, id):
             raise ValueError(f"a claim's id is of letters, digits, '.', '_' and '-', such as '01.pn'; got {id!r}")
         if rule is not None and not RULE.fullmatch(rule):
             raise ValueError(f"a rule is '<m', '>m', 'within m' or None; got {rule!r}")
+        if expected not in EXPECTED:
+            raise ValueError(f"{id}: a claim is expected to be one of {EXPECTED}; got {expected!r}")
+        if (expected == "refuted") != bool(reason.strip()) or (expected == "refuted" and rule is None):
+            given = f"rule {rule!r}, expected {expected!r}, reason {reason!r}"
+            raise ValueError(
+                f"{id}: a claim that is expected to be refuted, no other, needs a rule and a reason; {given}"
+            )
         if isinstance(row, pd.DataFrame):
             if len(row) != 1:
                 raise ValueError(f"{id}: a claim is one row of results; got {len(row)}")
@@ -185,12 +200,13 @@ class Report:
         estimate, low, high = (float(found[name]) for name in ENDS)
         if not any(map(math.isnan, (estimate, low, high))) and not low <= estimate <= high:
             raise ValueError(f"{id}: the estimate must lie in its interval; got {estimate:g} in [{low:g}, {high:g}]")
-        self._claims[id] = {"id": id, "text": text, "estimate": estimate, "low": low, "high": high, "rule": rule}
+        numbers = {"estimate": estimate, "low": low, "high": high}
+        self._claims[id] = {"id": id, "text": text, **numbers, "rule": rule, "expected": expected, "reason": reason}
         self._write()
 
     def claims(self) -> pd.DataFrame:
-        """Return the claims with their states, one row each, indexed by id."""
-        columns = ["id", "text", *ENDS, "rule", "state"]
+        """Return the claims with their states, found and expected, one row each, indexed by id."""
+        columns = ["id", "text", *ENDS, "rule", "state", "expected", "reason"]
         return pd.DataFrame(judge(list(self._claims.values())), columns=columns).set_index("id")
 
     def _write(self) -> None:

@@ -15,7 +15,7 @@ from antinb.reporting import execution, manifest, notebooks, results
 
 __all__: list[str] = []
 
-REFUTED, FAILED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+UNEXPECTED, FAILED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 class _Terminated(KeyboardInterrupt):
@@ -70,12 +70,16 @@ def _fill(place: results.Results, path: Path, values: Mapping[str, object], limi
 def _judge(folder: Path, claims: list[dict]) -> int:
     """Print the claims of a notebook and return the exit code that they ask for."""
     smoke = claims and manifest.read(folder / manifest.NAME)["profile"] == "smoke"
+    code = 0
     for claim in claims:
         estimate, low, high = manifest.told(claim)
         numbers = "no estimate" if "--" in (estimate, low, high) else f"{estimate} [{low}, {high}]"
-        click.echo(f"{claim['state']:<12}{claim['id']:<36}{numbers:<31} {claim['rule'] or ''}")
-    bad = {"refuted"} if smoke else {"refuted", "undecided"}
-    return REFUTED if any(claim["state"] in bad for claim in claims) else 0
+        state, expected = claim["state"], claim["expected"]
+        fine = claim["rule"] is None or state == expected or (smoke and state == "undecided")
+        note = "" if fine and expected == "holds" else f"  expected: {expected}"
+        click.echo(f"{state:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}{note}")
+        code = code if fine else UNEXPECTED
+    return code
 
 
 def _tell(what: str, out: Path, waiting: list[Path], when: str) -> None:

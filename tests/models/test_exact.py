@@ -52,6 +52,20 @@ def test_samples_have_the_mean_and_covariance_of_the_mixture():
     assert likelihood.abs() < 0.05
 
 
+@pytest.mark.parametrize("rank", [0, 4, 30])
+def test_the_gaussian_of_a_mixture_has_its_mean_and_covariance(rank):
+    """The covariance is that within the components plus that between them, also where the factors span the space."""
+    mixture = random_mixture(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(rank)
+    factors = torch.randn(*mixture.means.shape, rank, dtype=torch.float64, generator=generator)
+    mixture = exact.Mixture(mixture.weights, mixture.means, factors, mixture.variances)
+    one, known = mixture.gaussian(), reference(mixture, 1.0)
+    within = torch.einsum("k,kij->ij", mixture.weights, known.component_distribution.covariance_matrix)
+    between = torch.cov(mixture.means.T, aweights=mixture.weights, correction=0)
+    torch.testing.assert_close(one.mean, mixture.mean)
+    torch.testing.assert_close(reference(one, 1.0).component_distribution.covariance_matrix[0], within + between)
+
+
 def test_responsibilities_are_bayes():
     mixture = random_mixture(dtype=torch.float64)
     x = mixture.sample(5, torch.Generator().manual_seed(0))

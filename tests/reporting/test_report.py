@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from antinb import report
+from antinb.reporting import manifest, runs
 
 mpl.use("Agg")
 
@@ -101,9 +102,9 @@ def test_a_figure_carries_its_provenance(book, figure, tmp_path):
     assert about["data_sha256"] in (folder / "fig-01-1.svg").read_text()
     assert about["data_sha256"].encode() in (folder / "fig-01-1.pdf").read_bytes()
     np.testing.assert_allclose(pd.read_csv(folder / "fig-01-1.csv"), numbers, rtol=1e-6)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert [set(entry) for entry in manifest["figures"]] == [{"id", "caption", "files"}]
-    assert all((folder / file).exists() for file in manifest["figures"][0]["files"])
+    written = json.loads((folder / "manifest.json").read_text())
+    assert [set(entry) for entry in written["figures"]] == [{"id", "caption", "files"}]
+    assert all((folder / file).exists() for file in written["figures"][0]["files"])
 
 
 def test_the_same_figure_twice_is_the_same_bytes(book, figure, tmp_path):
@@ -118,17 +119,61 @@ def test_the_same_figure_twice_is_the_same_bytes(book, figure, tmp_path):
 def test_the_manifest_holds_null_for_nan(book, tmp_path):
     book.claim("01.a", "nothing could be measured", row(*[math.nan] * 3), "<0")
     book.claim("01.b", "a number", row(-1.0, -2.0, -0.5))
-    manifest = json.loads((tmp_path / "01_test" / "manifest.json").read_text())
-    assert manifest["claims"][0] == {
+    written = json.loads((tmp_path / "01_test" / "manifest.json").read_text())
+    assert written["claims"][0] == {
         "id": "01.a",
         "text": "nothing could be measured",
         "estimate": None,
         "low": None,
         "high": None,
         "rule": "<0",
+        "expected": "holds",
+        "reason": "",
         "state": "undecided",
     }
     assert book.claims().loc["01.b", "state"] == "descriptive"
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected", "interval", "code"),
+    [
+        ("full", "holds", (-1, -2, -0.5), 0),
+        ("full", "holds", (1, 0.5, 2), 1),
+        ("full", "holds", (0, -1, 1), 1),
+        ("full", "refuted", (1, 0.5, 2), 0),
+        ("full", "refuted", (-1, -2, -0.5), 1),
+        ("full", "refuted", (0, -1, 1), 1),
+        ("smoke", "holds", (1, 0.5, 2), 1),
+        ("smoke", "holds", (0, -1, 1), 0),
+        ("smoke", "refuted", (-1, -2, -0.5), 1),
+        ("smoke", "refuted", (0, -1, 1), 0),
+    ],
+)
+def test_a_state_that_is_not_the_expected_one_fails_the_run(tmp_path, capsys, profile, expected, interval, code):
+    book = report.open(tmp_path, "01_test", {"profile": profile})
+    book.claim("01.described", "no rule", row(5, 4, 6))
+    book.claim("01.a", "a goal", row(*interval), "<0", expected=expected, reason="It is odd." * (expected != "holds"))
+    folder = tmp_path / "01_test"
+    assert runs._judge(folder, manifest.read(folder / "manifest.json")["claims"]) == code
+    assert (f"expected: {expected}" in capsys.readouterr().out) == (expected == "refuted" or code == 1)
+    assert report.open(tmp_path, "01_test", {}).claims().loc["01.a", ["expected", "rule"]].tolist() == [expected, "<0"]
+
+
+def test_claims_show_what_is_expected_and_why(book):
+    book.claim("01.a", "a goal", row(1, 0.5, 2), "<0", expected="refuted", reason="It is even.")
+    book.claim("01.b", "another", row(1, 0.5, 2), ">0")
+    table = book.claims()
+    assert table["state"].tolist() == table["expected"].tolist() == ["refuted", "holds"]
+    assert table["reason"].tolist() == ["It is even.", ""]
+
+
+def test_claims_without_an_expectation_were_expected_to_hold(book, tmp_path):
+    book.claim("01.a", "a goal", row(1, 0.5, 2), ">0")
+    path = tmp_path / "01_test" / "manifest.json"
+    older = json.loads(path.read_text())
+    del older["claims"][0]["expected"], older["claims"][0]["reason"]
+    path.write_text(json.dumps(older))
+    assert report.open(tmp_path, "01_test", {}).claims().loc["01.a", "expected"] == "holds"
 
 
 def test_claims_are_shown_at_full_length(tmp_path):
@@ -148,6 +193,10 @@ def test_claims_are_shown_at_full_length(tmp_path):
         (lambda book, fig: book.claim("a", "", pd.concat([row(0, -1, 2)] * 2)), "got 2"),
         (lambda book, fig: book.claim("a", "", row(0, -1, 2, level=0.9)), "got level 0.9"),
         (lambda book, fig: book.claim("a", "", {"estimate": 0, "low": -1}), "lacks high"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "<0", expected="refuted"), "a reason"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), expected="refuted", reason="It is."), "rule None"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "<0", reason="It is."), "'It is.'"),
+        (lambda book, fig: book.claim("a", "", row(0, -1, 2), "<0", expected="undecided"), "'undecided'"),
         (lambda book, fig: book.save_figure(fig, "figure 1", "A line.", pd.DataFrame()), "figure 1"),
         (lambda book, fig: book.save_figure(fig, "fig-01-1", " ", pd.DataFrame()), "caption"),
         (lambda book, fig: report.size(None, "tiny", smoke=1, full=2), "tiny"),
