@@ -77,6 +77,14 @@ def number(what: str, value: float, low: float, high: float) -> float:
     return float(value)
 
 
+def increasing(what: str, value: Sequence[float]) -> tuple[float, float]:
+    """Return `value` as two floats if it is two increasing numbers, such as `(0, 255)`."""
+    pair = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else list(value)
+    if len(pair) != 2 or not number(what, pair[0], -1e30, 1e30) < number(what, pair[1], -1e30, 1e30):
+        raise ValueError(f"{what} must be two increasing numbers such as (0, 255); got {quoted(value)}")
+    return float(pair[0]), float(pair[1])
+
+
 def boolean(what: str, value: bool) -> bool:
     """Return `value` as a bool if it is one, else raise a ValueError: a text such as "no" would count as true."""
     if not isinstance(value, (bool, np.bool_)):

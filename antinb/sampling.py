@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from tqdm.auto import tqdm
 
 from antinb import checks, dataset
 from antinb.models.draws import rows
+from antinb.models.functions import Function
 from antinb.models.generator import Generator, Integrator
 from antinb.noise import Design
 
 __all__ = ["sample"]
 
 ROUNDING = 1e-3  # root mean square of a difference that another cut into batches or another machine makes
+BEYOND, FEWEST = 1.5, 256  # values that are beyond the range; least number of values that can be told to lie in [0, 1]
 HALF_ROUNDING = 0.02  # the same in half precision, and where the precision is not known
 
 
@@ -111,6 +114,8 @@ def sample(
             _check_equal(images, again[0], unit, config)
         for units in run.missing():
             values = generate(generator, design, units, classes=conditions, **made)
+            if stored is None:
+                _warn_of_range(values["image"], generator)
             if stored is None and not traced:
                 cut = made if len(units) > 1 or averaged else {**made, "batch": max(1, min(batch, design.members) // 2)}
                 again = generate(generator, design, units[:1], classes=conditions, **cut)["image"]
@@ -119,6 +124,21 @@ def sample(
             run.write(units, values)
             bar.update(len(units) * design.members)
         return run.finish()
+
+
+def _warn_of_range(images: np.ndarray, generator: Generator) -> None:
+    """Tell of images of which most values lie far beyond -1 and 1, or all from 0 to 1."""
+    low, high, beyond = float(images.min()), float(images.max()), float((np.abs(images) > BEYOND).mean())
+    if beyond > 0.5:
+        found = f"{beyond:.0%} of the values lie beyond, from {low:.3g} to {high:.3g}"
+    elif 0 <= low < 0.5 < high <= 1 and images.size >= FEWEST:
+        found = f"all values lie from {low:.3g} to {high:.3g}"
+    else:
+        return
+    remedy = "If the sampler diverges, load the model with clip=True or take more steps"
+    if isinstance(generator, Function):
+        remedy = f"Say which values are black and white: antinb.load(..., range=(0, {1 if high <= 1 else 255}))"
+    warnings.warn(f"in images -1 is black and 1 is white; {found}. {remedy}", stacklevel=4)
 
 
 def _check_equal(first: np.ndarray, again: np.ndarray, unit: int, config: dict[str, object]) -> None:

@@ -9,7 +9,6 @@ import functools
 import inspect
 import itertools
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,21 @@ from antinb.models.networks import module_hash
 
 __all__ = ["Function"]
 
+RANGE = (-1.0, 1.0)  # black and white in a run
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Function:
     """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`, counted as one network call an image.
 
-    The random numbers that it draws itself are step noise; `antinb.draws` says which draws are understood.
+    Values go from black to white as `range` says; `generate` returns `2 (x - low) / (high - low) - 1`, from -1 to 1.
+    Data that are no images take the same four axes, such as signals `(B, 1, 1, length)`. The random numbers that the
+    callable draws itself are step noise; `antinb.draws` says which draws are understood.
 
     Raises:
-        ValueError: if the shape is not of positive integers, or the function returns no such images.
+        ValueError: if the shape is not of positive integers, the range not of two increasing numbers, or the function
+            returns no such images.
 
     Examples:
         >>> model = Function(torch.tanh, (1, 4, 4))
@@ -43,11 +48,13 @@ class Function:
     function: Callable[[torch.Tensor], torch.Tensor]
     shape: tuple[int, ...]
     device: torch.device = torch.device("cpu")
+    range: tuple[float, float] = RANGE
     evaluations: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a shape that is not of positive integers."""
+        """Refuse a shape that is not of positive integers, and a range that is not of two increasing numbers."""
         object.__setattr__(self, "shape", checks.shape(self.shape))
+        object.__setattr__(self, "range", checks.increasing("range", self.range))
 
     @torch.no_grad()
     def generate(
@@ -63,9 +70,13 @@ class Function:
         mode.finish()
         if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-            raise ValueError(f"the function must return a tensor ({len(noise)}, C, H, W); got {found}")
-        _check_images(images)
-        return images
+            rule = (
+                f"the function must return a tensor ({len(noise)}, C, H, W), or signals as ({len(noise)}, 1, 1, length)"
+            )
+            raise ValueError(f"{rule}; got {found}")
+        _check_images(images, self.range)
+        low, high = self.range
+        return images if self.range == RANGE else 2 * (images.float() - low) / (high - low) - 1
 
     def _takes(self, *arguments: torch.Tensor) -> bool:
         try:
@@ -75,7 +86,7 @@ class Function:
         return True
 
     def describe(self) -> dict[str, object]:
-        """Return the function's name, the weights of a module, shape and network calls.
+        """Return the function's name, the weights of a module, shape, network calls and a range other than -1 to 1.
 
         Values that a function holds in a closure or in globals are not recorded.
         """
@@ -86,24 +97,18 @@ class Function:
         }
         if isinstance(self.function, nn.Module):
             record["network_sha256"] = module_hash(self.function)
+        if self.range != RANGE:
+            record["range"] = list(self.range)
         return record | {"clip_image": False}
 
 
-def _check_images(images: torch.Tensor) -> None:
-    """Refuse what cannot be images `(B, C, H, W)` from -1 to 1, and tell what is hardly meant as such.
-
-    Raises:
-        ValueError: if they are not floating-point numbers, or their channels come last.
-    """
-    if not images.is_floating_point():
-        rule = "the function must return images of floating-point numbers in which -1 is black and 1 is white"
+def _check_images(images: torch.Tensor, known: tuple[float, float]) -> None:
+    """Refuse what cannot be images `(B, C, H, W)`: integers without a range of their own, channels that come last."""
+    if not (images.is_floating_point() or (known != RANGE and images.dtype in INTEGERS)):
+        rule = "the function must return floating-point numbers from -1, black, to 1, white, or be loaded with range="
         raise ValueError(f"{rule}; got {images.dtype}")
     if images.shape[-1] in (1, 3, 4) and min(images.shape[1:3]) >= 8:
         raise ValueError(f"the function must return (B, C, H, W), channels first; got {tuple(images.shape)}")
-    low, high = (float(end) for end in images.aminmax())
-    if 0 <= low < 0.5 < high <= 1 and images.numel() >= 256:
-        told = f"in images -1 is black and 1 is white; the function returned values from {low:.3g} to {high:.3g} only"
-        warnings.warn(f"{told}. If 0 is its black, let it return 2 x - 1", stacklevel=4)
 
 
 def _name(function: Callable) -> str:

@@ -56,6 +56,7 @@ def load(
     guidance: float | None = None,
     compile: bool | None = None,  # noqa: A002
     shape: tuple[int, ...] | None = None,
+    range: tuple[float, float] | None = None,  # noqa: A002
     prompts: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
     device: str | torch.device = "cpu",
@@ -76,6 +77,7 @@ def load(
         guidance: scale of classifier-free guidance of a conditional model or a text pipeline; 1 turns it off.
         compile: whether the network runs through `torch.compile`.
         shape: shape of one noise, which a callable needs and no other source takes.
+        range: what a callable returns for black and white, such as `(0, 1)` or `(0, 255)`; None takes `(-1, 1)`.
         prompts: the prompts that the conditions 0, 1, ... of a text pipeline stand for.
         options: further arguments of a pipeline's call, such as `{"height": 512, "image": picture}`.
         device: where the network runs; a pipeline object stays where it is.
@@ -97,8 +99,11 @@ def load(
     refused = ", ".join([*given, "prompts", "options"])
     given = {name: value for name, value in given.items() if value is not None}
     extras = {"prompts": prompts, "options": options or {}}
+    if (shape, range) != (None, None) and (isinstance(source, DiffusionPipeline) or not callable(source)):
+        found = f"shape={quoted(shape)}, range={quoted(range)}"
+        raise ValueError(f"shape= and range= belong to a callable, other models have their own; got {found}")
     if isinstance(source, DiffusionPipeline):
-        return _pipeline(source, given, shape, **extras)
+        return _pipeline(source, given, **extras)
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
@@ -109,16 +114,14 @@ def load(
         if shape is None or given or extras["prompts"] or extras["options"]:
             raise ValueError(f"a callable needs shape= and takes no {refused}; got {shape=!r}, {quoted(given)}")
         module = isinstance(source, torch.nn.Module)
-        return functions.Function(source.to(place).eval() if module else source, shape, place)
+        return functions.Function(source.to(place).eval() if module else source, shape, place, range or functions.RANGE)
     folder = _place(source)
-    if shape is not None:
-        raise ValueError(f"shape= belongs to a callable; {quoted(str(source))} has its own; got {quoted(shape)}")
     with torch.random.fork_rng(devices=[]):
         if (folder / folders.INDEX).exists():
             if folders.config(folder, folders.INDEX).get("_class_name") not in OWN_LOOP:
                 from antinb.zoo import components
 
-                return _pipeline(components.load(folder, place), given, shape, **extras)
+                return _pipeline(components.load(folder, place), given, **extras)
         if extras["prompts"] or extras["options"]:
             rule = "prompts= and options= belong to a pipeline"
             raise ValueError(f"{rule}; {quoted(str(source))} runs in antinb's own loop")
@@ -200,15 +203,14 @@ def _download(name: str) -> Path:
 def _pipeline(
     source: DiffusionPipeline,
     given: dict[str, Any],
-    shape: tuple[int, ...] | None,
     prompts: Sequence[str],
     options: Mapping[str, object],
 ) -> pipelines.Pipeline:
     name, taken = type(source).__name__, inspect.signature(source.__call__).parameters
     arguments = {"eta": "eta", "guidance": "guidance_scale"}
     refused = sorted(key for key in given if key != "steps" and arguments.get(key) not in taken)
-    if refused or shape is not None:
-        raise ValueError(f"{name} is called as it is; it takes no {refused[0] if refused else 'shape'}= here")
+    if refused:
+        raise ValueError(f"{name} is called as it is; it takes no {refused[0]}= here")
     steps = {"steps": given["steps"]} if "steps" in given else {}
     own = {arguments[key]: value for key, value in given.items() if key != "steps"}
     return pipelines.Pipeline(source, **steps, options={**options, **own}, prompts=prompts)

@@ -2,15 +2,17 @@
 
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers import SHAPE, random_mixture
+from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
 from torch import nn
 
 import antinb
-from antinb import draws, noise
+from antinb import dataset, draws, noise
+from antinb.models import diffusion
 
 DESIGN = noise.antithetic(6)
 SIGMAS = [14.6, 5.0, 2.0, 0.7, 0.2, 0.0]
@@ -104,7 +106,7 @@ def test_what_belongs_to_a_pipeline_is_refused():
     [
         (lambda z: z.movedim(1, -1), r"channels first; got \(4, 8, 8, 1\)"),
         (lambda z: z.repeat(1, 3, 1, 1).movedim(1, -1), r"channels first; got \(4, 8, 8, 3\)"),
-        (lambda z: (z * 50 + 128).to(torch.uint8), "floating-point numbers.*got torch.uint8"),
+        (lambda z: (z * 50 + 128).to(torch.uint8), "floating-point numbers.*range=; got torch.uint8"),
         (lambda z: z > 0, "got torch.bool"),
         (lambda z: z.to(torch.complex64), "got torch.complex64"),
         (lambda z: z.long(), "got torch.int64"),
@@ -117,9 +119,73 @@ def test_what_is_no_image_is_refused(function, rule):
         antinb.load(function, shape=(1, 8, 8)).generate(torch.randn(4, 1, 8, 8))
 
 
-def test_images_from_0_to_1_are_told():
-    z = torch.randn(4, 1, 8, 8)
-    with pytest.warns(UserWarning, match="If 0 is its black, let it return 2 x - 1"):
-        antinb.load(torch.sigmoid, shape=(1, 8, 8)).generate(z)
-    for function in (torch.tanh, torch.zeros_like, torch.ones_like):
-        antinb.load(function, shape=(1, 8, 8)).generate(z)
+@pytest.mark.parametrize("ends", [(0, 1), (0, 255), (-3.0, 5.0)])
+def test_a_range_is_mapped_to_the_one_of_runs(ends):
+    low, high = ends
+    z = noise.antithetic(8).draw((1, 8, 8), seed=0)
+    known = antinb.load(torch.tanh, shape=(1, 8, 8))
+    other = antinb.load(lambda z: low + (high - low) * (torch.tanh(z) + 1) / 2, shape=(1, 8, 8), range=ends)
+    runs = [antinb.sample(model, noise.antithetic(8), seed=0, progress=False) for model in (known, other)]
+    np.testing.assert_allclose(runs[1]["image"], runs[0]["image"], atol=1e-5)
+    np.testing.assert_allclose(runs[0]["image"], np.tanh(z), atol=1e-5)
+    assert dataset.config(runs[1])["range"] == list(ends)
+    assert "range" not in dataset.config(runs[0])
+
+
+def test_bytes_are_images_where_their_range_is_said():
+    model = antinb.load(lambda z: (z * 100 + 128).clamp(0, 255).to(torch.uint8), shape=(1, 8, 8), range=(0, 255))
+    images = antinb.sample(model, noise.antithetic(4), seed=0, progress=False)["image"]
+    assert images.min() == -1
+    assert images.max() == 1
+    np.testing.assert_allclose((images * 127.5 + 127.5) % 1, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("ends", [(1, 0), (0,), (0, 0), "01", (0, np.nan), 3, (0, "1")])
+def test_a_range_is_two_increasing_numbers(ends):
+    with pytest.raises(ValueError, match="range"):
+        antinb.load(torch.tanh, shape=(1, 8, 8), range=ends)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (torch.sigmoid, r"all values lie from 0\.\d+ to 0\.9\d*.*range=\(0, 1\)"),
+        (lambda z: 127 + 127 * torch.tanh(z), r"\d\d% of the values lie beyond, from .* to 25\d.*range=\(0, 255\)"),
+    ],
+)
+def test_images_in_another_range_are_told_once(function, told):
+    with pytest.warns(UserWarning, match=told) as seen:
+        antinb.sample(antinb.load(function, shape=(1, 8, 8)), noise.antithetic(40), seed=0, batch=4, progress=False)
+    assert len(seen) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_in_the_range_are_not_told():
+    for function in (torch.tanh, torch.zeros_like, torch.ones_like, torch.clone):
+        antinb.sample(antinb.load(function, shape=(1, 8, 8)), noise.antithetic(40), seed=0, progress=False)
+
+
+def test_a_sampler_that_diverges_is_told():
+    """An untrained network takes no noise away, and the last division by sqrt(alpha_bar) is by 0.006."""
+    generator = diffusion.from_network(tiny_unet(), LINEAR).with_(steps=5, clip=False)
+    with pytest.warns(UserWarning, match="load the model with clip=True or take more steps"):
+        antinb.sample(generator, noise.antithetic(4), seed=0, progress=False)
+    with warnings.catch_warnings(action="error"):
+        antinb.sample(generator.with_(clip=True), noise.antithetic(4), seed=0, progress=False)
+
+
+def test_signals_take_the_axes_of_images():
+    """The mean of a random walk's end is 0, and pairs know it."""
+    walk = antinb.load(lambda z: z.cumsum(-1), shape=(1, 1, 50), range=(-40, 40))
+    run = antinb.sample(walk, noise.antithetic(30), seed=0, progress=False)
+
+    def end(x):
+        return 80 * x[..., 0, 0, -1] - 40
+
+    values = antinb.measure(run, end)
+    np.testing.assert_allclose(values.mean("member"), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        values[0, :, 0], noise.antithetic(30).draw((1, 1, 50), seed=0)[:, 0].sum((1, 2, 3)), atol=1e-4
+    )
+    with pytest.raises(ValueError, match=r"or signals as \(60, 1, 1, length\); got \(60, 50\)"):
+        antinb.sample(antinb.load(lambda z: z[:, 0, 0], shape=(1, 1, 50)), noise.antithetic(30), seed=0, progress=False)
