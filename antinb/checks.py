@@ -77,12 +77,19 @@ def number(what: str, value: float, low: float, high: float) -> float:
     return float(value)
 
 
+def pair(what: str, value: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """Return `value` as two floats if it is two numbers from `low` to `high`."""
+    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != 2:
+        raise ValueError(f"{what} must be two numbers; got {quoted(value)}")
+    return number(what, value[0], low, high), number(what, value[1], low, high)
+
+
 def increasing(what: str, value: Sequence[float]) -> tuple[float, float]:
     """Return `value` as two floats if it is two increasing numbers, such as `(0, 255)`."""
-    pair = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) else list(value)
-    if len(pair) != 2 or not number(what, pair[0], -1e30, 1e30) < number(what, pair[1], -1e30, 1e30):
+    low, high = pair(what, value, -1e30, 1e30)
+    if not low < high:
         raise ValueError(f"{what} must be two increasing numbers such as (0, 255); got {quoted(value)}")
-    return float(pair[0]), float(pair[1])
+    return low, high
 
 
 def boolean(what: str, value: bool) -> bool:
@@ -154,6 +161,8 @@ def _fitted(what: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
     if Any in kinds or not all(isinstance(kind, type) for kind in kinds):
+        return value
+    if value is None and NoneType in kinds:
         return value
     protocol = kinds[0] if getattr(kinds[0], "_is_protocol", False) else None
     lost = [name for name in vars(protocol or object) if name[0] != "_" and not hasattr(value, name)]

@@ -165,8 +165,7 @@ def run_until(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run.zarr" if store is None else store
         options = {"seed": seed, "condition": condition, "store": place, "batch": batch, "progress": False}
-        stored = xr.open_zarr(place, consolidated=False).sizes["unit"] if Path(place).exists() else 0
-        units, needed = 0, max(first.units, stored)
+        units, needed = 0, max(first.units, dataset.stored_units(place))
         while needed > units:
             units = needed
             cost = units * first.members * generator.evaluations
@@ -271,13 +270,15 @@ def _levels(means: np.ndarray, costs: list[float]) -> list[dict[str, float]]:
 
 
 def _aims(half_width: float | Sequence[float], count: int) -> list[float]:
+    given = half_width if isinstance(half_width, (list, tuple, np.ndarray)) else [half_width]
     try:
-        aims = np.broadcast_to(np.asarray(half_width, float), count).tolist()
-    except (TypeError, ValueError):
+        aims = [checks.number("half_width", aim, 1e-300, 1e300) for aim in given]
+    except ValueError:
         aims = []
-    if not aims or not all(0 < aim < np.inf for aim in aims):
-        raise ValueError(f"half_width must be a positive number, or one for each of {count}; got {half_width!r}")
-    return aims
+    if len(aims) not in {1, count}:
+        found = checks.quoted(half_width)
+        raise ValueError(f"half_width must be a positive number, or one for each of {count}; got {found}")
+    return aims * (count // len(aims))
 
 
 def _size(table: pd.DataFrame, aims: dict[str, float] | None, left: int | None, level: float) -> pd.DataFrame:

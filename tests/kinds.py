@@ -10,6 +10,8 @@ import pkgutil
 from importlib import import_module
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -20,6 +22,7 @@ import antinb
 from antinb import dataset, noise, operators, statistics
 from antinb.models import diffusion, rectified
 
+mpl.use("Agg")
 RNG = np.random.default_rng(0)
 MIXTURE = random_mixture(rank=2)
 MODEL = diffusion.from_mixture(MIXTURE, SHAPE, LINEAR).with_(steps=2)
@@ -50,6 +53,13 @@ IMAGE = RNG.uniform(-1, 1, SHAPE)
 UNITS = RNG.standard_normal(16)
 SHARES = RNG.uniform(0.2, 1, 30)
 TABLE = pd.DataFrame({"label": ["a", "b"], "estimate": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5], "x": [1, 2]})
+TABLE = TABLE.assign(pairs="PN", centred=True, left=[-1.0, 0.0], right=[0.0, 1.0], density=[0.2, 0.8])
+TABLE = TABLE.assign(variable="state", step=[0, 1], timestep=[9, 8])
+GRIDS = xr.DataArray(
+    np.zeros((3, 2, 1, 4, 4)), dims=["unit", "member", "channel", "y", "x"], attrs={"range": "[-1, 1]"}
+)
+LINES = xr.DataArray(np.ones((2, 3, 5)), {"s": np.linspace(-1, 1, 5)}, ["direction", "coordinate", "s"])
+GRID = xr.DataArray(np.eye(4), dims=["y", "x"])
 OPERATOR = operators.superresolution(SHAPE, 2)
 
 
@@ -114,14 +124,32 @@ def values(data, *more):
 def array(data, *more, lists=True, wide=False):
     same = [data.copy(), np.asfortranarray(data), *([data.tolist()] if lists else [])]
     wrong = [part for part in WRONG if not isinstance(part, float)]
-    return data, same, [*wrong, data.astype(complex), data.astype(object), data.astype(str), *more]
     wrong += [] if wide else [data[None, None]]
+    return data, same, [*wrong, data.astype(complex), data.astype(object), data.astype(str), *more]
 
 
 def thing(value, *more):
     return value, [], [*WRONG, 1, True, *more]
 
 
+def drawn(columns):
+    """Return a table for a drawing that needs these columns, of which some hold numbers."""
+    texts = {"label", "pairs", "centred", "variable"}
+    wrong = [*WRONG, 1, TABLE.iloc[:0], TABLE["low"], TABLE.to_dict("list"), TABLE.values]
+    wrong += [TABLE.drop(columns=[column]) for column in columns]
+    wrong += [TABLE.assign(**{column: ["x", "y"]}) for column in {*columns} - texts]
+    return TABLE, [TABLE.copy(), TABLE.iloc[:]], wrong
+
+
+def optional(value, *wrong):
+    return value, [], [*(part for part in WRONG if part is not None), *wrong]
+
+
+AT = (
+    1.0,
+    [np.float64(1.0), [1.0], np.array([1.0])],
+    [part for part in NUMBERS if not isinstance(part, (list, tuple, np.ndarray, xr.DataArray))],
+)
 LEVEL = real(0.95, 0, 1, 95, -0.5, 1.5)
 SEED = whole(3, -1)
 SIZE = ((8, 8), [[8, 8], np.array([8, 8])], [*WRONG, (8,), (0, 8), (8, -8), (8.0, 8), 8, True, (True, 8), "88"])
@@ -140,6 +168,52 @@ MODELLED = (MODEL, [], [*WRONG, 1, "fashion-ddpm", torch.tanh])
 
 # by function and parameter, then by parameter alone
 KINDS = {
+    "densities.table": drawn(["pairs", "left", "right", "density"]),
+    "intervals.table": drawn(["estimate", "low", "high", "label", "pairs", "centred"]),
+    "table": drawn(["estimate", "low", "high"]),
+    "bands.table": drawn(["estimate", "low", "high", "x"]),
+    "facets.table": drawn(["label"]),
+    "trajectory.table": drawn(["estimate", "low", "high", "variable", "step"]),
+    "by_timestep.table": drawn(["estimate", "low", "high", "timestep"]),
+    "label": name("label", "lable"),
+    "by": name("label", "lable"),
+    "x": name("x", "y", "label"),
+    "hue": optional(None, "lable"),
+    "log": flag(False),
+    "bands.log": (("x", [], [part for part in WRONG if not isinstance(part, str)])),
+    "forest.at": AT,
+    "bands.at": AT,
+    "ax": optional(None, 1, plt),
+    "figsize": ((3, 2), [[3, 2]], [*WRONG, (1,), 3]),
+    "image_grid.images": (GRIDS, [GRIDS.copy()], [*WRONG, GRID, GRIDS.drop_attrs(), turned(GRIDS), GRIDS.values, 1]),
+    "image_grid.rows": (["a", "b"], [], [*WRONG, ["a"], 2]),
+    "columns": optional(None, ["a"]),
+    "pixel_map.values": (GRID, [GRID.copy()], [*WRONG, GRIDS, GRID.values, GRID.astype(str), turned(GRID)]),
+    "limits": ((-1, 1), [[-1, 1]], [*WRONG, (1, -1), (0,), 3]),
+    "slices.values": (LINES, [LINES.copy()], [*WRONG, GRID, turned(LINES), LINES.drop_vars("s"), LINES.values]),
+    "draw": thing(antinb.figures.densities, "forest"),
+    "facets.size": ((3, 2), [[3, 2]], [*WRONG, (1,), 3, (-1, 2)]),
+    "facets.rows": whole(1, 0),
+    "sharex": flag(True),
+    "sharey": flag(True),
+    "xlabel": (None, [], [1, b"x", [], object(), True]),
+    "ylabel": (None, [], [1, b"x", [], object(), True]),
+    "plan.half_width": (
+        0.1,
+        [np.float64(0.1), [0.1]],
+        [*(part for part in NUMBERS if not isinstance(part, (list, np.ndarray, xr.DataArray))), 0.0, -1.0],
+    ),
+    "plan.budget": optional(None, 1000, 0),
+    "plan.coarse": optional(None, MODEL),
+    "plan.units": whole(8, 7),
+    "points": whole(4, 2, 3, 2**40),
+    "run_until.half_width": (
+        0.1,
+        [np.float64(0.1), [0.1]],
+        [*(part for part in NUMBERS if not isinstance(part, (list, np.ndarray, xr.DataArray))), 0.0, -1.0],
+    ),
+    "first": (noise.antithetic(20), [], [*WRONG, noise.antithetic(19), 20]),
+    "most": optional(None, 0, 10, 2.5),
     "bounded_p_value.values": array(SHARES, SHARES + 1, -SHARES, SHARES[:0]),
     "bounded_p_value.mean": real(0.75, 0, 1, 2, -1),
     "difference.first": array(UNITS, UNITS[:1], UNITS[:5]),
@@ -286,8 +360,6 @@ SKIPPED = {
     "antinb.models.draws.using": "a context, tried in test_draws",
     "antinb.models.entry.find": "takes programs, tried in test_entry",
     "antinb.models.generator.Generator": "a protocol",
-    "antinb.planning.plan": "samples, tried in test_planning",
-    "antinb.planning.run_until": "samples, tried in test_planning",
     "antinb.tasks.editing.measure": "takes an editor with classes, tried in test_editing",
     "antinb.tasks.inverse.law": "takes a solver, tried in test_inverse",
     "antinb.dataset.reader.open": "reads files, tried in test_mutations",
@@ -298,14 +370,14 @@ SKIPPED = {
 
 
 def found():
-    """Return every public function of the package by its name, the figures and what `SKIPPED` names left out."""
+    """Return every public function of the package by its name, what `SKIPPED` names left out."""
     functions = {}
     for module in pkgutil.walk_packages(antinb.__path__, "antinb."):
         if not module.name.endswith("__main__"):
             room = import_module(module.name)
             for value in (getattr(room, key) for key in getattr(room, "__all__", [])):
                 path = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-                if inspect.isfunction(value) and path not in SKIPPED and "figures" not in path:
+                if inspect.isfunction(value) and path not in SKIPPED:
                     functions[path.removeprefix("antinb.")] = value
     return functions
 
@@ -344,6 +416,8 @@ def same(first, second):
     elif isinstance(first, noise.Design):
         assert first.describe() == second.describe()
         np.testing.assert_array_equal(first.draw(SHAPE, seed=0), second.draw(SHAPE, seed=0))
+    elif isinstance(first, mpl.figure.Figure | mpl.axes.Axes):
+        assert len(first.findobj()) == len(second.findobj())
     elif isinstance(first, tuple):
         for one, other in zip(first, second, strict=True):
             same(one, other)
@@ -375,6 +449,8 @@ def outcome(path, function, changes):
         return "refused", message
     except Exception as error:
         return "raw", f"{type(error).__name__}: {str(error)[:120]!r}"
+    finally:
+        plt.close("all")
     if wrong:
         return "wrong", f"taken: {given!r:.160}"
     try:

@@ -218,8 +218,8 @@ def test_a_run_of_a_notebook_ends_in_results_or_one_line(tmp_path, monkeypatch, 
 def kinds():
     """Return the table of values, whose runs are made when it is imported; few resamples are drawn."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("antinb.analysis.intervals.RESAMPLES", 19)
-        patched.setattr("antinb.analysis.estimation.MULTIPLIERS", 19)
+        patched.setattr("antinb.analysis.resampling.RESAMPLES", 19)
+        patched.setattr("antinb.analysis.pixels.MULTIPLIERS", 19)
         yield importlib.import_module("kinds")
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 from scipy import stats
 
@@ -262,3 +263,31 @@ def test_units_drawn_again_are_planned_with_but_given_no_interval():
     )
     with pytest.raises(ValueError, match="unit 0 stands twice"):
         planning.candidates(drawn, level=0.95)
+
+
+def test_a_run_goes_on_in_a_store_that_is_one(tmp_path):
+    place = tmp_path / "notes"
+    place.mkdir()
+    (place / "mine").write_text("x")
+    options = {"half_width": 0.1, "seed": 0}
+    with pytest.raises(ValueError, match="no run"):
+        planning.run_until(
+            antinb.load(torch.tanh, shape=SHAPE), noise.antithetic(20), statistics.brightness, store=place, **options
+        )
+    assert [path.name for path in place.iterdir()] == ["mine"]
+    store = tmp_path / "run.zarr"
+    first = planning.run_until(
+        antinb.load(torch.tanh, shape=SHAPE), noise.antithetic(20), statistics.brightness, store=store, **options
+    )
+    again = planning.run_until(
+        antinb.load(torch.tanh, shape=SHAPE), noise.antithetic(20), statistics.brightness, store=store, **options
+    )
+    pd.testing.assert_frame_equal(first, again)
+
+
+def test_a_plan_without_a_twin_may_say_so():
+    options = {"half_width": 0.1, "seed": 0, "units": 8, "points": 4}
+    found = planning.plan(antinb.load(torch.tanh, shape=SHAPE), statistics.brightness, coarse=None, **options)
+    pd.testing.assert_frame_equal(
+        found, planning.plan(antinb.load(torch.tanh, shape=SHAPE), statistics.brightness, **options)
+    )

@@ -55,6 +55,12 @@ def open(store: str | os.PathLike) -> xr.Dataset:
     return check(build(run.lazy(), run.config, **run.labels))
 
 
+def stored_units(store: str | os.PathLike) -> int:
+    """Return how many units the run has that is stored or being made at a path, 0 if there is none."""
+    path = files.place(store)
+    return Stored(path).units if is_original(path) else 0
+
+
 def damage(store: str | os.PathLike) -> list[str]:
     """Return a line for each part of a stored run that is missing or not what was written; everything is read.
 

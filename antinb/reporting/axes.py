@@ -6,15 +6,54 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from antinb import checks
+from antinb.checks import quoted
+
 __all__: list[str] = []
+
+ENDS = ("estimate", "low", "high")
+
+
+def check_rows(table: pd.DataFrame, *names: str | None, numbers: Sequence[str] = ENDS) -> None:
+    """Refuse a table without rows or without the columns of numbers and names that a drawing needs.
+
+    Raises:
+        ValueError: saying which columns are needed and which there are, or which of them holds no numbers.
+    """
+    needed = [*numbers, *(name for name in names if name is not None)]
+    if not len(table) or not {*needed} <= {*table.columns}:
+        found = f"{len(table)} rows with {quoted([*table.columns])}"
+        raise ValueError(f"the table to draw has rows with the columns {needed}; got {found}")
+    for name in numbers:
+        if pd.to_numeric(table[name], errors="coerce").isna().sum() > table[name].isna().sum():
+            raise ValueError(f"the column {name!r} must hold numbers; got {quoted(table[name].tolist())}")
+
+
+def check_dims(values: xr.DataArray, *names: str | None) -> None:
+    """Refuse values whose dimensions are not these, None being any, or that are not real numbers.
+
+    Raises:
+        ValueError: saying which dimensions are needed and which there are.
+    """
+    fitting = len(values.dims) == len(names) and all(a in (b, None) for a, b in zip(names, values.dims, strict=True))
+    if not fitting or values.dtype.kind not in "fiub" or not values.size:
+        wanted = ", ".join(name or "..." for name in names)
+        found = f"{quoted(dict(values.sizes))} of {values.dtype}"
+        raise ValueError(f"the values to draw are real numbers by ({wanted}); got {found}")
 
 
 def references(line: Callable[..., object], at: float | Sequence[float]) -> None:
-    """Draw dashed grey lines at some values, by `ax.axhline` or `ax.axvline`."""
-    for value in np.atleast_1d(at):
+    """Draw dashed grey lines at some values, by `ax.axhline` or `ax.axvline`.
+
+    Raises:
+        ValueError: if they are not finite numbers.
+    """
+    for value in at if isinstance(at, (list, tuple, np.ndarray)) else [at]:
+        checks.number("a reference line", value, -1e300, 1e300)
         line(value, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
 
 

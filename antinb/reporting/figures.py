@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from antinb import checks, dataset
-from antinb.reporting.axes import errors, plain_log, references
+from antinb.reporting.axes import ENDS, check_dims, check_rows, errors, plain_log, references
 
 __all__ = [
     "bands",
@@ -50,6 +50,10 @@ def image_grid(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['z', '-z']
     """
+    check_dims(images, None, None, "channel", "y", "x")
+    for label in [*rows, *(columns or [])]:
+        if not isinstance(label, str):
+            raise ValueError(f"the labels of a grid are texts; got {checks.quoted(label)}")
     across, count, channels, height, width = images.shape
     if len(rows) != count or channels not in (1, 3):
         found = f"{len(rows)} labels, {channels} channels"
@@ -81,6 +85,9 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         >>> densities(table).get_xlabel()
         'correlation'
     """
+    check_rows(table, "pairs", numbers=("left", "right", "density"))
+    for kind in table["pairs"].unique():
+        checks.choice("pairs", kind, PALETTE)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
     for kind, part in table.groupby("pairs"):
@@ -103,10 +110,11 @@ def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax
         >>> len(pixel_map(xr.DataArray(np.eye(4), dims=["y", "x"])).images)
         1
     """
+    check_dims(values, "y", "x")
+    low, high = checks.increasing("limits", limits)
     if ax is None:
         _, ax = plt.subplots(figsize=(3.6, 3), layout="constrained")
     ax.patch.set(hatch="////", edgecolor="0.75")
-    low, high = limits
     colours = "RdBu_r" if low < 0 < high else "mako"
     drawn = ax.imshow(values.values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
@@ -118,6 +126,9 @@ def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax
 @checks.typed
 def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = None) -> Axes:
     """Draw `estimate` with `low` and `high` for each row, one line a `label`, coloured by `pairs`."""
+    check_rows(table, label, "pairs", "centred")
+    for kind in table["pairs"].unique():
+        checks.choice("pairs", kind, PALETTE)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
     places = {name: place for place, name in enumerate(table[label].unique())}
@@ -168,6 +179,7 @@ def forest(
         >>> forest(table, label="design", at=1, log=True).get_xscale()
         'log'
     """
+    check_rows(table, label, hue)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
     places = {name: place for place, name in enumerate(table[label].unique())}
@@ -212,6 +224,7 @@ def bands(
         >>> bands(table, x="k", log="x").get_xlabel()
         'k'
     """
+    check_rows(table, hue, numbers=(*ENDS, x))
     if ax is None:
         _, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
     groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
@@ -264,6 +277,8 @@ def facets(
         >>> [ax.get_title() for ax in facets(table, forest, by="model", label="design").axes]
         ['a', 'b']
     """
+    check_rows(table, by, numbers=())
+    rows, size = checks.integer("rows", rows, 1), checks.pair("size", size, 0.1, 200)
     parts = list(table.groupby(by, sort=False))
     grid = {"nrows": rows, "ncols": -(-len(parts) // rows), "squeeze": False, "layout": "constrained"}
     fig, axes = plt.subplots(figsize=size, sharex=sharex, sharey=sharey, **grid)
@@ -289,6 +304,7 @@ def facets(
 @checks.typed
 def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
+    check_rows(table, "variable", numbers=(*ENDS, "step"))
     ax = bands(table.sort_values("variable", kind="stable"), x="step", hue="variable", at=0, ax=ax)
     ax.set(xlabel="steps done", ylabel="correlation", ylim=(-1.05, 0.5))
     ax.legend(frameon=False, loc="upper left")
@@ -306,6 +322,9 @@ def by_timestep(table: pd.DataFrame, *, hue: str | None = None, ax: Axes | None 
 @checks.typed
 def slices(values: xr.DataArray, *, ax: Axes | None = None) -> Axes:
     """Draw slices `(direction, coordinate, s)` of `Probe.slices`, each less its value at s = 0."""
+    check_dims(values, "direction", "coordinate", "s")
+    if "s" not in values.coords:
+        raise ValueError("slices have a coordinate s, where the line is cut; got none")
     if ax is None:
         _, ax = plt.subplots(figsize=(3, 2.6), layout="constrained")
     centred = values - values.sel(s=0, method="nearest")

@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import kinds
 
-from antinb.analysis import estimation, intervals
+from antinb.analysis import pixels, resampling
 
 
 def main(seconds=3600.0, calls=10**9, seed=0):
     """Draw calls until the time or their number is over, and print the table."""
-    intervals.RESAMPLES = estimation.MULTIPLIERS = 19
+    resampling.RESAMPLES = pixels.MULTIPLIERS = 19
     rng, functions, table, bad = np.random.default_rng(seed), kinds.found(), collections.Counter(), {}
     paths, end, spent = sorted(functions), time.time() + seconds, collections.defaultdict(float)
     parameters = {path: list(kinds.kinds(path, function)) for path, function in functions.items()}

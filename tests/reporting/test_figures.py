@@ -93,3 +93,38 @@ def test_a_logarithmic_axis_of_many_decades_has_fewer_ticks():
     shown = [float(text.get_text()) for text in ax.get_xticklabels()]
     assert {0.01, 1, 100} <= set(shown)
     assert not {0.3, 3, 30} & set(shown)
+
+
+@pytest.mark.parametrize(
+    ("draw", "rule"),
+    [
+        (
+            lambda: figures.forest(TABLE.drop(columns="low"), label="model"),
+            r"columns \['estimate', 'low', 'high', 'model'\]",
+        ),
+        (lambda: figures.forest(TABLE, label="modell"), "'modell'"),
+        (lambda: figures.forest(TABLE.iloc[:0], label="model"), "got 0 rows with"),
+        (lambda: figures.bands(TABLE, x="design"), "the column 'design' must hold numbers"),
+        (lambda: figures.forest(TABLE, label="model", at="1"), "a reference line must be a number"),
+        (lambda: figures.facets(TABLE, figures.forest, by="modell", label="model"), "'modell'"),
+        (
+            lambda: figures.facets(TABLE, figures.forest, by="model", label="model", size=(3,)),
+            "size must be two numbers",
+        ),
+        (lambda: figures.densities(TABLE), "'left', 'right', 'density', 'pairs'"),
+        (lambda: figures.intervals(TABLE.assign(pairs="NP", centred=True)), "pairs must be one of"),
+        (
+            lambda: figures.image_grid(xr.DataArray(np.eye(3)), rows=[]),
+            r"by \(..., ..., channel, y, x\); got {'dim_0': 3",
+        ),
+        (lambda: figures.pixel_map(xr.DataArray(np.eye(3), dims=["x", "y"])), r"by \(y, x\)"),
+        (lambda: figures.pixel_map(xr.DataArray(np.eye(3), dims=["y", "x"]), limits=(1, 0)), "limits must be two incr"),
+        (
+            lambda: figures.slices(xr.DataArray(np.ones((1, 1, 3)), dims=["direction", "coordinate", "s"])),
+            "coordinate s",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(draw, rule):
+    with pytest.raises(ValueError, match=rule):
+        draw()
