@@ -5,10 +5,11 @@ import functools
 import numpy as np
 import pytest
 import xarray as xr
-from helpers import SHAPE
+from helpers import LINEAR, SHAPE, random_mixture
 
 import antinb
 from antinb import controls, correlation, dataset, diversity, estimation, noise, planning, statistics
+from antinb.models import diffusion
 
 ABOUT = {"design": {"name": "antithetic"}, "seed": 0, "evaluations": 1}
 RUN = dataset.build({"image": noise.antithetic(40).draw((3, 12, 12), seed=0) / 3}, ABOUT, signs=(1, -1))
@@ -45,6 +46,15 @@ def test_the_dimensions_of_a_run_are_names(name):
     expected = OF_A_RUN[name](RUN)
     for run in (*(RUN.transpose(*order) for order in ORDERS), RUN.chunk({"unit": 7})):
         np.testing.assert_allclose(_numbers(OF_A_RUN[name](run)), _numbers(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [correlation.along, antinb.symmetry.predict_correlation])
+def test_the_dimensions_of_a_trajectory_are_names(function):
+    model = diffusion.from_mixture(random_mixture(rank=2), SHAPE, LINEAR).with_(steps=3)
+    run = antinb.sample(model, noise.antithetic(12), seed=0, trajectory=True, progress=False)
+    expected = _numbers(function(run))
+    for order in (("step", "x", "unit", "channel", "member", "y"), ("member", "unit", "y", "x", "channel", "step")):
+        np.testing.assert_allclose(_numbers(function(run.transpose(*order))), expected, rtol=1e-4, atol=1e-6)
 
 
 def _numbers(found):
