@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,12 +108,10 @@ def plan(
     left = None if budget is None else checks.integer("budget", budget, 1, 10**15) - spent
     if left is not None and left <= 0:
         raise ValueError(f"the pilot alone costs {spent} evaluations; got a budget of {budget}")
-    aims = (
-        None
-        if half_width is None
-        else dict(zip(tables[0]["statistic"].values, _aims(half_width, len(asked)), strict=True))
-    )
-    table = _size(table, aims, left, level).assign(pilot_evaluations=spent)
+    named_aims = None
+    if half_width is not None:
+        named_aims = dict(zip(tables[0]["statistic"].values, _aims(half_width, len(asked)), strict=True))
+    table = _size(table, named_aims, left, level).assign(pilot_evaluations=spent)
     return _recommend(table, budget).drop(columns=["variance", "cost", "unit_cost", "coarse_cost"])
 
 
@@ -270,7 +269,7 @@ def _levels(means: np.ndarray, costs: list[float]) -> list[dict[str, float]]:
 
 
 def _aims(half_width: float | Sequence[float], count: int) -> list[float]:
-    given = half_width if isinstance(half_width, (list, tuple, np.ndarray)) else [half_width]
+    given: Sequence[Any] = half_width if isinstance(half_width, (list, tuple, np.ndarray)) else [half_width]
     try:
         aims = [checks.number("half_width", aim, 1e-300, 1e300) for aim in given]
     except ValueError:

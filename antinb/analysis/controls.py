@@ -47,8 +47,7 @@ def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int =
     kept = _modes(noise, shape, seed, leading)
     first, second = np.triu_indices(leading)
     products = kept[..., first] * kept[..., second]
-    squares = first == second
-    products[..., squares] = (products[..., squares] - 1) / 2**0.5
+    products[..., first == second] = (products[..., first == second] - 1) / 2**0.5
     names = [f"mode {i}^2" if i == j else f"mode {i} x {j}" for i, j in zip(first, second, strict=True)]
     about = {"design": json.dumps(noise.describe()), "seed": json.dumps(seed)}
     table = xr.DataArray(products, dims=("unit", "member", "feature"), attrs=about)

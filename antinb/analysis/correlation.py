@@ -23,6 +23,8 @@ off the term in 1 / n whatever the law. The single correlations themselves are l
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -217,7 +219,7 @@ def along(data: xr.Dataset, *, centred: bool = False, level: float = 0.95) -> pd
     rows = []
     for name, step, part in parts:
         estimates, undefined = _pn(part.transpose(*dataset.DIMS), units, centred)
-        about = {"units": len(units.condition), "undefined": undefined}
+        about: dict[str, Any] = {"units": len(units.condition), "undefined": undefined}
         place = {"variable": name, "step": step, "pairs": "PN"}
         rows.append(place | _jackknifed(estimates, centred, level, **about))
     return pd.DataFrame(rows)
@@ -243,7 +245,7 @@ def paired_difference(
     checked = [_checked(run, members=2) for run in (first, second)]
     block = min((units.block for _, units in checked), key=np.max)
     both = [_pn(images, units._replace(block=block), centred) for images, units in checked]
-    about = {"units": sizes[0], "undefined": max(undefined for _, undefined in both)}
+    about: dict[str, Any] = {"units": sizes[0], "undefined": max(undefined for _, undefined in both)}
     about["evaluations"] = dataset.cost(first) + dataset.cost(second)
     return pd.DataFrame([_jackknifed(both[0][0] - both[1][0], centred, level, difference=True, **about)])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -16,21 +18,39 @@ from antinb.checks import quoted
 __all__: list[str] = []
 
 ENDS = ("estimate", "low", "high")
+PALETTE = {"PN": "#c8553d", "RR": "#4a6fa5"}
 
 
-def check_rows(table: pd.DataFrame, *names: str | None, numbers: Sequence[str] = ENDS) -> None:
-    """Refuse a table without rows or without the columns of numbers and names that a drawing needs.
+def blank(width: float, height: float) -> Axes:
+    """Return the axes of a new figure of this size in inches."""
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def check_rows(table: pd.DataFrame, *names: str | None, numbers: Sequence[str] = ENDS, also: str = "") -> None:
+    """Refuse a table without rows or without the columns of names and numbers, `also` among them, of a drawing.
 
     Raises:
-        ValueError: saying which columns are needed and which there are, or which of them holds no numbers.
+        ValueError: saying which columns are needed and which there are, which of them holds no numbers, or which kind
+            of `pairs` has no colour.
     """
+    numbers = [*numbers, also] if also else numbers
     needed = [*numbers, *(name for name in names if name is not None)]
     if not len(table) or not {*needed} <= {*table.columns}:
         found = f"{len(table)} rows with {quoted([*table.columns])}"
         raise ValueError(f"the table to draw has rows with the columns {needed}; got {found}")
     for name in numbers:
-        if pd.to_numeric(table[name], errors="coerce").isna().sum() > table[name].isna().sum():
+        read = pd.Series(pd.to_numeric(table[name], errors="coerce"))
+        if read.isna().sum() > table[name].isna().sum():
             raise ValueError(f"the column {name!r} must hold numbers; got {quoted(table[name].tolist())}")
+    for kind in table["pairs"].unique() if "pairs" in names else ():
+        checks.choice("pairs", kind, PALETTE)
+
+
+def check_texts(*labels: str) -> None:
+    """Refuse labels of a grid that are no texts."""
+    for label in labels:
+        if not isinstance(label, str):
+            raise ValueError(f"the labels of a grid are texts; got {quoted(label)}")
 
 
 def check_dims(values: xr.DataArray, *names: str | None) -> None:
@@ -52,7 +72,8 @@ def references(line: Callable[..., object], at: float | Sequence[float]) -> None
     Raises:
         ValueError: if they are not finite numbers.
     """
-    for value in at if isinstance(at, (list, tuple, np.ndarray)) else [at]:
+    places: Sequence[Any] = at if isinstance(at, (list, tuple, np.ndarray)) else [at]
+    for value in places:
         checks.number("a reference line", value, -1e300, 1e300)
         line(value, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
 

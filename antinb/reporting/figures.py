@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from antinb import checks, dataset
-from antinb.reporting.axes import ENDS, check_dims, check_rows, errors, plain_log, references
+from antinb.reporting.axes import PALETTE, blank, check_dims, check_rows, check_texts, errors, plain_log, references
 
 __all__ = [
     "bands",
@@ -28,8 +28,6 @@ __all__ = [
     "slices",
     "trajectory",
 ]
-
-PALETTE = {"PN": "#c8553d", "RR": "#4a6fa5"}
 
 
 @checks.typed
@@ -51,9 +49,7 @@ def image_grid(
         ['z', '-z']
     """
     check_dims(images, None, None, "channel", "y", "x")
-    for label in [*rows, *(columns or [])]:
-        if not isinstance(label, str):
-            raise ValueError(f"the labels of a grid are texts; got {checks.quoted(label)}")
+    check_texts(*rows, *(columns or []))
     across, count, channels, height, width = images.shape
     if len(rows) != count or channels not in (1, 3):
         found = f"{len(rows)} labels, {channels} channels"
@@ -66,8 +62,7 @@ def image_grid(
         top, left = row * (height + 1), column * (width + 1)
         pixels = dataset.scaled(images.values[column, row], low, high)
         sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(0.8 * across + 1, 0.8 * count * height / width), layout="constrained")
+    ax = ax or blank(0.8 * across + 1, 0.8 * count * height / width)
     ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_yticks(np.arange(count) * (height + 1) + height / 2, rows)
     ax.set_xticks(np.arange(len(columns or [])) * (width + 1) + width / 2, columns or [], fontsize="small")
@@ -86,10 +81,7 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         'correlation'
     """
     check_rows(table, "pairs", numbers=("left", "right", "density"))
-    for kind in table["pairs"].unique():
-        checks.choice("pairs", kind, PALETTE)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    ax = ax or blank(5, 3)
     for kind, part in table.groupby("pairs"):
         edges = [*part["left"], part["right"].iloc[-1]]
         color = PALETTE[str(kind)]
@@ -112,14 +104,12 @@ def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax
     """
     check_dims(values, "y", "x")
     low, high = checks.increasing("limits", limits)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(3.6, 3), layout="constrained")
+    ax = ax or blank(3.6, 3)
     ax.patch.set(hatch="////", edgecolor="0.75")
     colours = "RdBu_r" if low < 0 < high else "mako"
     drawn = ax.imshow(values.values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     return ax
 
 
@@ -127,10 +117,7 @@ def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax
 def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = None) -> Axes:
     """Draw `estimate` with `low` and `high` for each row, one line a `label`, coloured by `pairs`."""
     check_rows(table, label, "pairs", "centred")
-    for kind in table["pairs"].unique():
-        checks.choice("pairs", kind, PALETTE)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
+    ax = ax or blank(5, 0.55 * len(table[label].unique()) + 1)
     places = {name: place for place, name in enumerate(table[label].unique())}
     for kind, centred in itertools.product(sorted(table["pairs"].unique()), (False, True)):
         part = table.loc[(table["pairs"] == kind) & (table["centred"] == centred)]
@@ -145,9 +132,7 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
         )
     references(ax.axvline, 0)
     ax.set_yticks(list(places.values()), list(places))
-    ax.set_ylim(len(places) - 0.5, -0.5)
-    ax.set_xlim(-1, 1)
-    ax.set_xlabel("correlation")
+    ax.set(xlim=(-1, 1), ylim=(len(places) - 0.5, -0.5), xlabel="correlation")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     sns.despine(ax=ax, left=True)
     return ax
@@ -180,8 +165,7 @@ def forest(
         'log'
     """
     check_rows(table, label, hue)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(5, 0.55 * table[label].nunique() + 1), layout="constrained")
+    ax = ax or blank(5, 0.55 * len(table[label].unique()) + 1)
     places = {name: place for place, name in enumerate(table[label].unique())}
     groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
     shifts = np.linspace(-0.3, 0.3, 2 * len(groups) + 1)[1::2]
@@ -224,9 +208,8 @@ def bands(
         >>> bands(table, x="k", log="x").get_xlabel()
         'k'
     """
-    check_rows(table, hue, numbers=(*ENDS, x))
-    if ax is None:
-        _, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
+    check_rows(table, hue, also=x)
+    ax = ax or blank(4.5, 3)
     groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
     for (name, part), color in zip(groups, sns.color_palette("dark", len(groups)), strict=True):
         place = part[x].astype(float)
@@ -304,7 +287,7 @@ def facets(
 @checks.typed
 def trajectory(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the rows of `correlation.along` by step, a line a variable with its intervals as a band."""
-    check_rows(table, "variable", numbers=(*ENDS, "step"))
+    check_rows(table, "variable", also="step")
     ax = bands(table.sort_values("variable", kind="stable"), x="step", hue="variable", at=0, ax=ax)
     ax.set(xlabel="steps done", ylabel="correlation", ylim=(-1.05, 0.5))
     ax.legend(frameon=False, loc="upper left")
@@ -325,8 +308,7 @@ def slices(values: xr.DataArray, *, ax: Axes | None = None) -> Axes:
     check_dims(values, "direction", "coordinate", "s")
     if "s" not in values.coords:
         raise ValueError("slices have a coordinate s, where the line is cut; got none")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(3, 2.6), layout="constrained")
+    ax = ax or blank(3, 2.6)
     centred = values - values.sel(s=0, method="nearest")
     for lines, color in zip(centred, sns.color_palette("crest", len(centred)), strict=True):
         ax.plot(values["s"], lines.values.T, color=color, linewidth=0.8, alpha=0.8)
