@@ -238,6 +238,7 @@ def paired_difference(
     Raises:
         ValueError: if the runs differ in seed or number of units.
     """
+    checks.level(level)
     dataset.same_units(dataset.images(first), dataset.images(second))
     seeds, sizes = ([kind(run) for run in (first, second)] for kind in (_seed, lambda run: run.sizes["unit"]))
     if len({*seeds}) > 1 or len({*sizes}) > 1:
