@@ -77,7 +77,7 @@ def _judge(folder: Path, claims: list[dict]) -> int:
         state, expected = claim["state"], claim["expected"]
         fine = claim["rule"] is None or state == expected or (smoke and state == "undecided")
         note = "" if fine and expected == "holds" else f"  expected: {expected}"
-        click.echo(f"{state:<12}{claim['id']:<36}{numbers:<32}{claim['rule'] or ''}{note}")
+        click.echo(f"{state:<12}{claim['id']:<36}{numbers:<31} {claim['rule'] or ''}{note}")
         code = code if fine else UNEXPECTED
     return code
 
