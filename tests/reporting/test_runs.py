@@ -47,6 +47,11 @@ def kernels(workplace):
     return found
 
 
+def heeding_interrupts():
+    """A shell that starts the tests in the background makes them deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def soon(condition):
     end = time.monotonic() + 120
     while time.monotonic() < end and not condition():
@@ -65,7 +70,7 @@ def test_a_stopped_run_says_where_and_leaves_old_results_and_no_kernel(workplace
     write(SLOW)
     write(BODY.replace("99.a", "98.a"), "last.ipynb")
     command = [*COMMAND, "tiny.ipynb", "last.ipynb", *SMOKE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_interrupts) as started:
         assert soon(Path("there").exists)
         started.send_signal(number)
         _, said = started.communicate(timeout=120)
