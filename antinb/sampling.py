@@ -43,7 +43,8 @@ def sample(
     goes on where it was, and a finished one is extended by asking for more units. On one machine,
     at one batch size and thread count, the store is the same byte for byte however often it was
     interrupted; a shard cut short by the end of a run and extended later is equal up to rounding.
-    A generator with an attribute `members` makes one image of all members of a unit: the run has one member.
+    A generator with an attribute `members` makes one image of all members of a unit: the run has one member. One whose
+    attribute `amplifies` is true, such as DPS, makes rounding so large that only equal batches make equal images.
 
     Args:
         generator: from `antinb.load`.
@@ -104,19 +105,24 @@ def sample(
         checks.memory(f"a run of {design.units} units", design.units, design.members, kept, *generator.shape)
     size = {"units": design.units, "shard": max(1, batch // design.members)}
     made = {"seed": seed, "batch": batch, "trajectory": trajectory}
+    amplifies = getattr(generator, "amplifies", False)
     run = dataset.Memory(config, **size, **labels) if store is None else dataset.Store(store, config, **size, **labels)
     with run, tqdm(total=design.units * design.members, unit="image", disable=not progress) as bar:
         bar.update(int(run.done.sum()) * design.members)
         stored = run.first()
         if stored:
             unit, images = stored
-            again = generate(generator, design, range(unit, unit + 1), classes=conditions, **made)["image"]
-            _check_equal(images, again[0], unit, config)
+            beside = range(unit, unit + 1)
+            if amplifies:  # the batch that the unit was made in, which ends where the units that are there end
+                start = unit - unit % size["shard"]
+                beside = range(start, min(start + size["shard"], int(np.flatnonzero(run.done).max()) + 1))
+            again = generate(generator, design, beside, classes=conditions, **made)["image"]
+            _check_equal(images, again[unit - beside.start], unit, config)
         for units in run.missing():
             values = generate(generator, design, units, classes=conditions, **made)
             if stored is None:
                 _warn_of_range(values["image"], generator)
-            if stored is None and not traced:
+            if stored is None and not traced and not amplifies:
                 cut = made if len(units) > 1 or averaged else {**made, "batch": max(1, min(batch, design.members) // 2)}
                 again = generate(generator, design, units[:1], classes=conditions, **cut)["image"]
                 _check_equal(values["image"][0], again[0], units[0], config)

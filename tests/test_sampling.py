@@ -223,3 +223,31 @@ def test_the_price_of_the_proof_is_one_unit():
 
     antinb.sample(antinb.load(counted, shape=SHAPE), noise.antithetic(6), seed=0, batch=4, progress=False)
     assert calls == [4, 2, 4, 4]
+
+
+class Chaotic:
+    """A generator whose rounding grows until the images of another batch are others."""
+
+    shape, evaluations, amplifies = SHAPE, 1, True
+
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def generate(self, noise, *, draw=None, condition=None):
+        return self.scale * torch.tanh(noise) + 0.1 * len(noise)
+
+    def describe(self):
+        return {"model": "chaotic"}
+
+
+def test_a_generator_that_amplifies_rounding_is_compared_in_its_own_batches(tmp_path):
+    options = {"seed": 0, "batch": 8, "store": tmp_path / "run.zarr", "progress": False}
+    antinb.sample(Chaotic(), noise.antithetic(10), **options)
+    more = antinb.sample(Chaotic(), noise.antithetic(20), **options)
+    assert more.sizes["unit"] == 20
+    with pytest.raises(ValueError, match="unit 0 made again differs by"):
+        antinb.sample(Chaotic(1.5), noise.antithetic(24), **options)
+    calm = Chaotic()
+    calm.amplifies = False
+    with pytest.raises(ValueError, match="unit 0 made again differs by"):
+        antinb.sample(calm, noise.antithetic(4), seed=0, batch=8, progress=False)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from diffusers import DDIMScheduler
@@ -44,6 +44,7 @@ class Solver(ABC):
         ValueError: if the model is another one, the adjoint is wrong, or the measurement does not fit or is not finite.
     """
 
+    amplifies: ClassVar[bool] = True  # gradients of norms make rounding large: only equal batches make equal images
     model: Diffusion
     operator: Operator
     measurement: torch.Tensor
