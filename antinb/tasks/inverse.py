@@ -44,7 +44,7 @@ class Solver(ABC):
         ValueError: if the model is another one, the adjoint is wrong, or the measurement does not fit or is not finite.
     """
 
-    amplifies: ClassVar[bool] = True  # gradients of norms make rounding large: only equal batches make equal images
+    amplifies: ClassVar[bool] = True  # gradients of norms do: only equal batches make equal images
     model: Diffusion
     operator: Operator
     measurement: torch.Tensor
