@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from antinb import checks
+from antinb.dataset import RANGE
 from antinb.models.draws import StepNoise, supply
 from antinb.models.generator import check_noise
 from antinb.models.networks import module_hash
 
 __all__ = ["Function"]
 
-RANGE = (-1.0, 1.0)  # black and white in a run
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 

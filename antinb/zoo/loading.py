@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from antinb import checks
+from antinb import checks, dataset
 from antinb.checks import plain, quoted
 from antinb.models import consistency, decoders, diffusion, functions, networks, pipelines, rectified
 from antinb.models.exact import Mixture
@@ -114,7 +114,7 @@ def load(
         if shape is None or given or extras["prompts"] or extras["options"]:
             raise ValueError(f"a callable needs shape= and takes no {refused}; got {shape=!r}, {quoted(given)}")
         module = isinstance(source, torch.nn.Module)
-        return functions.Function(source.to(place).eval() if module else source, shape, place, range or functions.RANGE)
+        return functions.Function(source.to(place).eval() if module else source, shape, place, range or dataset.RANGE)
     folder = _place(source)
     with torch.random.fork_rng(devices=[]):
         if (folder / folders.INDEX).exists():

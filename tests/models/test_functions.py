@@ -159,10 +159,11 @@ def test_images_in_another_range_are_told_once(function, told):
     assert len(seen) == 1
 
 
-@pytest.mark.filterwarnings("error")
 def test_images_in_the_range_are_not_told():
-    for function in (torch.tanh, torch.zeros_like, torch.ones_like, torch.clone):
-        antinb.sample(antinb.load(function, shape=(1, 8, 8)), noise.antithetic(40), seed=0, progress=False)
+    with warnings.catch_warnings(record=True, action="always") as seen:
+        for function in (torch.tanh, torch.zeros_like, torch.ones_like, torch.clone):
+            antinb.sample(antinb.load(function, shape=(1, 8, 8)), noise.antithetic(40), seed=0, progress=False)
+    assert not seen
 
 
 def test_a_sampler_that_diverges_is_told():
