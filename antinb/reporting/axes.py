@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogFormatterMathtext, LogLocator, MaxNLocator, NullLocator
 
 from antinb import checks
 from antinb.checks import quoted
@@ -83,18 +83,34 @@ def errors(part: pd.DataFrame) -> np.ndarray:
     return part[["low", "high"]].sub(part["estimate"], axis=0).abs().to_numpy().T
 
 
+def shifts(groups: int) -> np.ndarray:
+    """Return the heights at which groups lie on the line that they share."""
+    return np.linspace(-0.3, 0.3, 2 * groups + 1)[1::2]
+
+
 def plain_log(ax: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
-    """Make the axis `"x"` or `"y"` logarithmic, with numbers such as 0.3, 1, 3 and 10 at its ticks."""
+    """Make the axis `"x"` or `"y"` logarithmic, with numbers such as 0.3, 1, 3 and 10, or powers if it is long."""
     ax.set(**{f"{which}scale": "log"})
     axis = getattr(ax, f"{which}axis")
     axis.set_major_locator(_Decades() if ticks is None else FixedLocator(ticks))
-    axis.set_major_formatter("{x:g}")
+    axis.set_major_formatter(_Plain())
     axis.set_minor_locator(NullLocator())
 
 
 class _Decades(LogLocator):
-    """Ticks at powers of ten, and at three times them where these alone would be few."""
+    """Ticks at powers of ten, and the closer between them the fewer powers there are."""
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
-        self.set_params(subs=(1, 3) if vmax < 300 * vmin else (1,), numticks=7)
+        if vmax < 3 * vmin:
+            return MaxNLocator(5).tick_values(vmin, vmax)
+        spacing = {10: (1, 1.5, 2, 3, 5, 7), 30: (1, 2, 5), 300: (1, 3), np.inf: (1,)}
+        self.set_params(subs=next(subs for ratio, subs in spacing.items() if vmax < ratio * vmin), numticks=7)
         return np.asarray(super().tick_values(vmin, vmax))
+
+
+class _Plain(LogFormatterMathtext):
+    """Numbers as they are spoken; powers of ten on an axis of more than four of them."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        low, high = self.axis.get_view_interval()
+        return f"{x:g}" if high < 3e4 * low else super().__call__(x, pos)

@@ -13,8 +13,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from antinb import checks, dataset
-from antinb.reporting.axes import PALETTE, blank, check_dims, check_rows, check_texts, errors, plain_log, references
+from antinb import checks
+from antinb.reporting.axes import PALETTE, blank, check_dims, check_rows, errors, plain_log, references, shifts
+from antinb.reporting.pictures import image_grid, pixel_map
 
 __all__ = [
     "bands",
@@ -28,47 +29,6 @@ __all__ = [
     "slices",
     "trajectory",
 ]
-
-
-@checks.typed
-def image_grid(
-    images: xr.DataArray, *, rows: list[str], columns: list[str] | None = None, ax: Axes | None = None
-) -> Axes:
-    """Draw images `(column, row, channel, y, x)` as a contact sheet with one label a row, and below one a column.
-
-    Values are clipped to the range in the attrs, black to white; a run's `image` can be passed as
-    it is: its units become columns, its members rows.
-
-    Raises:
-        ValueError: if there is not one label a row or column, or there are neither 1 nor 3 channels.
-
-    Examples:
-        >>> values = xr.DataArray(np.zeros((3, 2, 1, 4, 4)), dims=["unit", "member", "channel", "y", "x"])
-        >>> ax = image_grid(values.assign_attrs(range="[-1, 1]"), rows=["z", "-z"])
-        >>> [label.get_text() for label in ax.get_yticklabels()]
-        ['z', '-z']
-    """
-    check_dims(images, None, None, "channel", "y", "x")
-    check_texts(*rows, *(columns or []))
-    across, count, channels, height, width = images.shape
-    if len(rows) != count or channels not in (1, 3):
-        found = f"{len(rows)} labels, {channels} channels"
-        raise ValueError(f"a grid needs {count} row labels and 1 or 3 channels; got {found}")
-    if columns is not None and len(columns) != across:
-        raise ValueError(f"a grid needs {across} column labels; got {len(columns)}")
-    low, high = dataset.range_of(images)
-    sheet = np.ones((count * (height + 1) - 1, across * (width + 1) - 1, channels))
-    for column, row in np.ndindex(across, count):
-        top, left = row * (height + 1), column * (width + 1)
-        pixels = dataset.scaled(images.values[column, row], low, high)
-        sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
-    ax = ax or blank(0.8 * across + 1, 0.8 * count * height / width)
-    ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set_yticks(np.arange(count) * (height + 1) + height / 2, rows)
-    ax.set_xticks(np.arange(len(columns or [])) * (width + 1) + width / 2, columns or [], fontsize="small")
-    ax.tick_params(length=0)
-    sns.despine(ax=ax, left=True, bottom=True)
-    return ax
 
 
 @checks.typed
@@ -95,35 +55,17 @@ def densities(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 @checks.typed
-def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax: Axes | None = None) -> Axes:
-    """Draw a map `(y, x)` on a scale between two limits, diverging if they have 0 between them; NaN is hatched.
-
-    Examples:
-        >>> len(pixel_map(xr.DataArray(np.eye(4), dims=["y", "x"])).images)
-        1
-    """
-    check_dims(values, "y", "x")
-    low, high = checks.increasing("limits", limits)
-    ax = ax or blank(3.6, 3)
-    ax.patch.set(hatch="////", edgecolor="0.75")
-    colours = "RdBu_r" if low < 0 < high else "mako"
-    drawn = ax.imshow(values.values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-    ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
-    ax.set(xticks=[], yticks=[])
-    return ax
-
-
-@checks.typed
 def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = None) -> Axes:
     """Draw `estimate` with `low` and `high` for each row, one line a `label`, coloured by `pairs`."""
     check_rows(table, label, "pairs", "centred")
-    ax = ax or blank(5, 0.55 * len(table[label].unique()) + 1)
+    ax = ax or blank(7, 0.55 * len(table[label].unique()) + 1)
     places = {name: place for place, name in enumerate(table[label].unique())}
-    for kind, centred in itertools.product(sorted(table["pairs"].unique()), (False, True)):
+    kinds = list(itertools.product(sorted(table["pairs"].unique()), (False, True)))
+    for (kind, centred), shift in zip(kinds, shifts(len(kinds)), strict=True):
         part = table.loc[(table["pairs"] == kind) & (table["centred"] == centred)]
         ax.errorbar(
             part["estimate"],
-            np.array([places[name] for name in part[label]]) + (0.12 if kind == "RR" else -0.12),
+            np.array([places[name] for name in part[label]]) + shift,
             xerr=errors(part),
             fmt="o" if centred else "s",
             color=PALETTE[kind],
@@ -132,7 +74,7 @@ def intervals(table: pd.DataFrame, *, label: str = "model", ax: Axes | None = No
         )
     references(ax.axvline, 0)
     ax.set_yticks(list(places.values()), list(places))
-    ax.set(xlim=(-1, 1), ylim=(len(places) - 0.5, -0.5), xlabel="correlation")
+    ax.set(xlim=(-1.05, 1.05), ylim=(len(places) - 0.5, -0.5), xlabel="correlation")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     sns.despine(ax=ax, left=True)
     return ax
@@ -168,8 +110,8 @@ def forest(
     ax = ax or blank(5, 0.55 * len(table[label].unique()) + 1)
     places = {name: place for place, name in enumerate(table[label].unique())}
     groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
-    shifts = np.linspace(-0.3, 0.3, 2 * len(groups) + 1)[1::2]
-    for (name, part), shift, color in zip(groups, shifts, sns.color_palette("dark", len(groups)), strict=True):
+    heights = np.broadcast_to(shifts(len(groups) if table[label].duplicated().any() else 1), len(groups))
+    for (name, part), shift, color in zip(groups, heights, sns.color_palette("dark", len(groups)), strict=True):
         place = np.array([places[row] for row in part[label]]) + shift
         ax.errorbar(part["estimate"], place, xerr=errors(part), fmt="o", markersize=4, color=color, label=str(name))
     references(ax.axvline, at)

@@ -24,7 +24,7 @@ __all__: list[str] = []
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
 EXAMPLES = {"int": "64", "float": "0.5", "str": "text", "bool": "true", "list": "'[1, 2]'", "dict": """'{"a": 1}'"""}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-LARGE = 150_000  # bytes
+LARGE = 50_000  # bytes
 OF_RUNS = {"papermill", "execution", "widgets", "ExecuteTime"}
 
 

@@ -90,9 +90,22 @@ def test_facets_hold_the_rows_of_their_title_and_one_legend():
 def test_a_logarithmic_axis_of_many_decades_has_fewer_ticks():
     ax = figures.forest(ONE.assign(low=1e-3, high=1e3), label="model", log=True)
     ax.figure.canvas.draw()
-    shown = [float(text.get_text()) for text in ax.get_xticklabels()]
-    assert {0.01, 1, 100} <= set(shown)
-    assert not {0.3, 3, 30} & set(shown)
+    assert {0.01, 1, 100} <= set(ax.get_xticks())
+    assert not {0.3, 3, 30} & set(ax.get_xticks())
+    assert "$\\mathdefault{10^{-2}}$" in [text.get_text() for text in ax.get_xticklabels()]
+
+
+@pytest.mark.parametrize("high", [1.3, 1.9, 4, 8, 25, 200])
+def test_a_logarithmic_axis_has_at_least_three_ticks(high):
+    ax = figures.forest(ONE.assign(low=0.9, estimate=1, high=high), label="model", log=True)
+    left, right = ax.get_xlim()
+    assert sum(left <= tick <= right for tick in ax.get_xticks()) >= 3
+
+
+def test_lines_of_one_colour_each_stand_at_their_names():
+    rows = TABLE.query("k == 2 and score == 'c'").drop_duplicates("model").assign(design=["u", "v"])
+    ax = figures.forest(rows, label="model", hue="design")
+    assert [float(*bars.lines[0].get_ydata()) for bars in ax.containers] == [0, 1]
 
 
 @pytest.mark.parametrize(
