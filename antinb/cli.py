@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -21,11 +22,15 @@ def main() -> None:
 
 
 class _Run(click.Command):
-    """A command whose -p says how it is written."""
+    """A command whose -p is written `-p units 64` or `-p units=64`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spelled: list[str] = []
+        for place, arg in enumerate(args):
+            split = place and args[place - 1] == "-p" and re.match(r"\w+=", arg)
+            spelled += arg.split("=", 1) if split else [arg]
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, spelled)
         except click.BadOptionUsage as error:
             raise click.UsageError(f"{error.message} A parameter is written -p units 64.", ctx) from None
 
@@ -35,9 +40,15 @@ class _Run(click.Command):
 @click.option("-p", "given", metavar="NAME VALUE", nargs=2, multiple=True, help="Set a parameter of every notebook.")
 @click.option("--out", default="out", type=click.Path(path_type=Path), help="Folder of the results.  [out]")
 @click.option("--in-place", is_flag=True, help="Write the executed cells back into the notebook, cleaned.")
+@click.option("--parameters", "ask", is_flag=True, help="Print what each notebook can be given, and run nothing.")
 @click.option("--limit", type=click.FloatRange(min=0, min_open=True), help="Seconds that a cell may take.")
 def run(
-    paths: tuple[Path, ...], given: tuple[tuple[str, str], ...], out: Path, in_place: bool, limit: float | None
+    paths: tuple[Path, ...],
+    given: tuple[tuple[str, str], ...],
+    out: Path,
+    in_place: bool,
+    ask: bool,
+    limit: float | None,
 ) -> None:
     """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json and OUT/claims.tex.
 
@@ -46,8 +57,14 @@ def run(
     says otherwise (at profile "smoke" a claim may be undecided); with 2 if a notebook fails, whose results up to the
     failing cell are kept in OUT/<notebook>.failed/; with 130 if interrupted, with 143 if terminated.
     """
-    from antinb.reporting import runs
+    from antinb.reporting import notebooks, runs
 
+    if ask:
+        try:
+            click.echo("\n\n".join(f"{path}\n{notebooks.told(path)}" for path in paths))
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
+        return
     if in_place and given:
         raise click.UsageError(f"--in-place commits the default parameters; got -p {given[0][0]}")
     if "out_dir" in dict(given):

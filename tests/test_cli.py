@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import BODY, ROW, write
+from helpers import BODY, PARAMETERS, ROW, write
 from PIL import Image
 
 from antinb import dataset, noise, zoo
@@ -126,6 +126,14 @@ def test_in_place_commits_outputs_without_traces(workplace):
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
 
 
+def test_parameters_are_listed_as_they_are_declared(workplace):
+    write("x = 1")
+    done = run("run", "tiny.ipynb", "--parameters")
+    assert done.exit_code == 0
+    assert done.output.splitlines() == ["tiny.ipynb", *PARAMETERS.replace('"', "'").splitlines()[1:]]
+    assert not (workplace / "out").exists()
+
+
 def test_what_a_run_did_not_make_is_never_replaced(workplace):
     """The notebook itself, a folder or a file of the user's in the way, in whatever place: refused, nothing changed."""
     write(BODY)
@@ -148,7 +156,7 @@ def test_what_a_run_did_not_make_is_never_replaced(workplace):
         (("tiny.ipynb", "study/tiny.ipynb"), "two notebooks are called 'tiny'"),
         (("tiny.ipynb", "--out", "file"), "file"),
         (("tiny.ipynb", "-p", "out_dir", "x"), "--out"),
-        (("tiny.ipynb", "-p", "pairs=3"), "A parameter is written -p units 64."),
+        (("tiny.ipynb", "-p", "pairs"), "A parameter is written -p units 64."),
     ]:
         done = run("run", *arguments)
         assert done.exit_code == 2

@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 import sys
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -25,14 +26,19 @@ TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
 EXAMPLES = {"int": "64", "float": "0.5", "str": "text", "bool": "true", "list": "'[1, 2]'", "dict": """'{"a": 1}'"""}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LARGE = 50_000  # bytes
+QUOTED = re.compile(r'"([^"]*)"')
+NUMBER = r"-?\d+(?:\.\d+)?"
+BETWEEN = re.compile(rf"(?P<low>{NUMBER}) to (?P<high>{NUMBER})")
+FROM = re.compile(rf"at least (?P<low>{NUMBER})")
 OF_RUNS = {"papermill", "execution", "widgets", "ExecuteTime"}
 
 
 class Parameter(NamedTuple):
-    """The type of a parameter as it is written, None where there is none, and its default."""
+    """The type of a parameter as it is written, None where there is none, its default, and the comment beside it."""
 
     kind: str | None
     default: ast.expr
+    comment: str
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -65,15 +71,18 @@ def declared(path: Path) -> dict[str, Parameter]:
     if len(cells) > 1:
         raise ValueError(f"{path.name} has {len(cells)} cells tagged 'parameters': one may have that tag")
     found: dict[str, Parameter] = {}
+    source = "\n".join(cell.source for cell in cells)
     try:
-        lines = ast.parse("\n".join(cell.source for cell in cells)).body
+        lines = ast.parse(source).body
     except SyntaxError as error:
         raise ValueError(f"{path.name}: the cell tagged 'parameters' is no Python: {error.msg}") from None
     for line in lines:
+        rest = source.split("\n")[(line.end_lineno or 1) - 1].encode()[line.end_col_offset :].decode()
+        comment = rest.partition("#")[2]
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
-            found[line.target.id] = Parameter(ast.unparse(line.annotation), line.value)
+            found[line.target.id] = Parameter(ast.unparse(line.annotation), line.value, comment)
         elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            found[line.targets[0].id] = Parameter(None, line.value)
+            found[line.targets[0].id] = Parameter(None, line.value, comment)
     for name, parameter in found.items():
         used = {part.id for part in ast.walk(parameter.default) if isinstance(part, ast.Name)} & found.keys()
         if used:
@@ -81,21 +90,30 @@ def declared(path: Path) -> dict[str, Parameter]:
     return found
 
 
+def told(path: Path) -> str:
+    """Return the parameters of a notebook as they are declared, a line each. Raises as `declared`."""
+    return "\n".join(
+        f"{name}{f': {kind}' if kind else ''} = {ast.unparse(default)}{f'  #{comment}' if comment else ''}"
+        for name, (kind, default, comment) in declared(path).items()
+    )
+
+
 def parameters(path: Path, given: Mapping[str, str]) -> dict[str, object]:
     """Return the given parameters of a notebook, converted to the types that its cell declares.
 
-    A declaration is one line, `name: type = default`, the type one of int, float, str, bool, list,
-    dict or `Optional` of those.
+    A declaration is one line, `name: type = default  # comment`, the type one of int, float, str, bool, list,
+    dict or `Optional` of those. A comment may say what values there are: `8 to 1000`, `at least 8`, or, at its start,
+    `"smoke" (a minute) or "full"`.
 
     Raises:
-        ValueError: as `declared`, and if a name is not declared (with a close match), or a value is not of its type.
+        ValueError: as `declared`, and if a name is not declared (with a close match), or a value is not of its type or
+            not one that the comment allows.
     """
     known = declared(path)
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(name.partition("=")[0], known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
-            hint = f"write -p {name.replace('=', ' ', 1)}" if "=" in name and close else hint
             raise ValueError(f"{path.name} has no parameter {name!r}; {hint}")
     return {name: _convert(path.name, name, known[name], text) for name, text in given.items()}
 
@@ -120,16 +138,42 @@ def _convert(notebook: str, name: str, parameter: Parameter, text: str) -> objec
         return None
     adapter = TypeAdapter(TYPES[kind])
     try:
-        return adapter.validate_json(text) if kind in ("list", "dict") else adapter.validate_strings(text)
+        value = adapter.validate_json(text) if kind in ("list", "dict") else adapter.validate_strings(text)
+        return _allowed(notebook, name, value, parameter.comment)
     except ValidationError:
         example = f"-p {name} {EXAMPLES[kind]}{f' or -p {name} None' if optional else ''}"
         raise ValueError(f"{notebook}: {name!r} is {parameter.kind}, as in {example}; got {text!r}") from None
 
 
+def _allowed(notebook: str, name: str, value: object, comment: str) -> object:
+    """Return a value if the comment of its declaration allows it, otherwise raise a ValueError."""
+    choices = QUOTED.findall(comment) if comment.strip().startswith('"') and ' or "' in comment else []
+    if choices and value not in choices:
+        raise ValueError(f"{notebook}: {name!r} is one of {', '.join(choices)}; got {value!r}")
+    bounds = BETWEEN.search(comment) or FROM.search(comment)
+    if bounds and isinstance(value, (int, float)):
+        low, high = float(bounds["low"]), float(bounds.groupdict().get("high") or "inf")
+        if not low <= value <= high:
+            raise ValueError(f"{notebook}: {name!r} is {bounds[0]}; got {value}")
+    return value
+
+
 def sources_hash(notebook: nbformat.NotebookNode) -> str:
-    """Return the sha256 of the code, which neither outputs nor prose change."""
-    code = (cell.source for cell in notebook.cells if cell.cell_type == "code")
+    """Return the sha256 of the code, which neither outputs nor prose nor comments change."""
+    code = (_without_comments(cell.source) for cell in notebook.cells if cell.cell_type == "code")
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def _without_comments(source: str) -> str:
+    lines = source.split("\n")
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (tokenize.TokenError, SyntaxError):  # a magic of IPython
+        return source
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]].rstrip()
+    return "\n".join(lines)
 
 
 def write_back(executed: Path, path: Path) -> None:

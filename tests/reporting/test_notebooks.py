@@ -29,6 +29,9 @@ def write(path, *cells, **metadata):
         ("units: dict = {}", '{"a": null}', {"a": None}),
         ("units: list = [  # two lines\n    1]", "[]", []),
         ("import os; units: int = 1", "2", 2),
+        ("units: int = 4  # 1 to 10", "10", 10),
+        ("units: Optional[int] = 4  # at least 8", "None", None),
+        ('units: str = \'x # 1 to 2\'  # one of "a" or "b", say', "c", "c"),
     ],
 )
 def test_values_are_of_the_declared_type(tmp_path, line, text, value):
@@ -45,7 +48,10 @@ def test_values_are_of_the_declared_type(tmp_path, line, text, value):
         ("units: Sequence[int] = ()", {"units": "4"}, "a parameter is one of int, float"),
         ("units: int = 4\ntwice: int = 2 * units", {}, "computes 'twice' from 'units': move that line"),
         ("units: int = (", {}, "is no Python"),
-        ("units: int = 4", {"units=8": "x"}, "write -p units 8"),
+        ("units: int = 4  # 1 to 10", {"units": "11"}, "'units' is 1 to 10; got 11"),
+        ("units: int = 4  # pairs, at least 8", {"units": "7"}, "'units' is at least 8; got 7"),
+        ("units: float = 4  # -1 to 0.5 or so", {"units": "nan"}, "'units' is -1 to 0.5; got nan"),
+        ('units: str = \'a\'  # "a" (é) or "b"', {"units": "c"}, "'units' is one of a, b; got 'c'"),
         ("units: int = 4", {"unit": "8"}, "did you mean 'units'"),
         ("", {"units": "8"}, "it has none"),
         ("units: list = []", {"units": "1, 2"}, r"as in -p units '\[1, 2\]'; got '1, 2'"),
@@ -57,6 +63,18 @@ def test_what_does_not_fit_is_refused_with_an_example(tmp_path, line, given, mes
     with pytest.raises(ValueError, match=message) as caught:
         notebooks.parameters(write(tmp_path / "a.ipynb", line), given)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_parameters_are_told_as_they_are_declared(tmp_path):
+    lines = ["units: Optional[int] = None  # pairs", "name = 'a # b'"]
+    assert notebooks.told(write(tmp_path / "a.ipynb", "import os\n" + "\n".join(lines))) == "\n".join(lines)
+
+
+@pytest.mark.parametrize("other", ["x = 1  # more", "x = 1", "# more\nx = 1"])
+def test_comments_do_not_make_outputs_stale(tmp_path, other):
+    first, second = (notebooks.read(write(tmp_path / f"{name}.ipynb", name)) for name in ("x = 1  # less", other))
+    assert (notebooks.sources_hash(first) == notebooks.sources_hash(second)) == (not other.startswith("#"))
+    assert notebooks.sources_hash(notebooks.read(write(tmp_path / "b.ipynb", "x = 2"))) != notebooks.sources_hash(first)
 
 
 @pytest.mark.parametrize(
