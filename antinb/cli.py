@@ -38,6 +38,7 @@ class _Run(click.Command):
 @main.command(cls=_Run)
 @click.argument("paths", metavar="NOTEBOOK...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-p", "given", metavar="NAME VALUE", nargs=2, multiple=True, help="Set a parameter of every notebook.")
+@click.option("--sweep", "axes", metavar="NAME=A,B,...", multiple=True, help="Run at each of these values; repeatable.")
 @click.option("--out", default="out", type=click.Path(path_type=Path), help="Folder of the results.  [out]")
 @click.option("--in-place", is_flag=True, help="Write the executed cells back into the notebook, cleaned.")
 @click.option("--parameters", "ask", is_flag=True, help="Print what each notebook can be given, and run nothing.")
@@ -45,6 +46,7 @@ class _Run(click.Command):
 def run(
     paths: tuple[Path, ...],
     given: tuple[tuple[str, str], ...],
+    axes: tuple[str, ...],
     out: Path,
     in_place: bool,
     ask: bool,
@@ -56,6 +58,9 @@ def run(
     replaced. Exits with 1 if a claim's state is not the expected one, which is that it holds unless the notebook
     says otherwise (at profile "smoke" a claim may be undecided); with 2 if a notebook fails, whose results up to the
     failing cell are kept in OUT/<notebook>.failed/; with 130 if interrupted, with 143 if terminated.
+
+    A sweep runs one notebook at every point of a grid, each in a folder of OUT/<notebook>.sweep/, and writes a table
+    and a figure of all claims to claims/ there. The same line goes on where a sweep was stopped.
     """
     from antinb.reporting import notebooks, runs
 
@@ -65,11 +70,21 @@ def run(
         except ValueError as error:
             raise click.ClickException(str(error)) from None
         return
-    if in_place and given:
-        raise click.UsageError(f"--in-place commits the default parameters; got -p {given[0][0]}")
-    if "out_dir" in dict(given):
-        raise click.UsageError("the folder of the results is --out; got -p out_dir")
-    raise SystemExit(runs.run(paths, dict(given), out, in_place=in_place, limit=limit))
+    grid = dict(_axis(axis) for axis in axes)
+    if in_place and (given or grid):
+        raise click.UsageError(f"--in-place commits the default parameters; got {[*dict(given), *grid][0]}")
+    if "out_dir" in {**dict(given), **grid}:
+        raise click.UsageError("the folder of the results is --out; got the parameter out_dir")
+    if grid and len(paths) > 1:
+        raise click.UsageError(f"a sweep is one of one notebook; got {len(paths)}")
+    raise SystemExit(runs.run(paths, dict(given), out, in_place=in_place, limit=limit, axes=grid))
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    name, sign, values = text.partition("=")
+    if not sign or not all(values.split(",")):
+        raise click.UsageError(f"an axis of a sweep is written --sweep steps=5,10,20; got {text!r}")
+    return name, values.split(",")
 
 
 @main.command()
@@ -85,6 +100,19 @@ def merge(out: Path) -> None:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2) from None
     click.echo(f"{len(claims)} claims")
+
+
+@main.command()
+@click.argument("id", required=False)
+@click.option("--out", default="out", type=click.Path(path_type=Path, exists=True, file_okay=False), help="  [out]")
+def cite(id: str | None, out: Path) -> None:  # noqa: A002
+    """Print BibTeX entries of a figure (fig-01-5) or a notebook's results in OUT, of antinb and of the paper."""
+    from antinb.reporting import manifest
+
+    try:
+        click.echo(manifest.cited(out, id))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()

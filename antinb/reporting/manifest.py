@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from antinb.reporting import texts
 
 __all__: list[str] = []
 
@@ -20,7 +20,7 @@ NAME = "manifest.json"
 MACROS = "claims.tex"
 MAKER = "antinb run"
 HEAD = f"% Numbers of {MAKER}; read again at will, and replaced by the next run."
-ENDS = ("estimate", "low", "high")
+ENDS = texts.ENDS
 CLAIM_ID = r"[A-Za-z0-9._-]+"
 
 
@@ -63,6 +63,19 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} {rule}") from None
 
 
+def claims(folder: Path) -> list[dict[str, Any]]:
+    """Return the claims of a notebook's results, none if it made no report. Raises as `read`."""
+    path = folder / NAME
+    return read(path)["claims"] if path.exists() else []
+
+
+def add(folder: Path, **entries: object) -> None:
+    """Add entries to the manifest of a notebook's results, if it made a report."""
+    path = folder / NAME
+    if path.exists():
+        write(path, json.dumps(read(path) | entries, indent=1, allow_nan=False) + "\n")
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Write a file beside its place and rename it: it is there as a whole or not at all."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -79,8 +92,9 @@ def write(path: Path, content: str | bytes) -> None:
 def merge(out: Path, folders: list[Path], place: Path) -> list[dict]:
     r"""Write to `place` the `manifest.json` and `claims.tex` of some folders of results in `out`; return the claims.
 
-    `\antinb{ID}` in LaTeX gives a claim's estimate, `\antinb[low]{ID}` and `\antinb[high]{ID}` its interval; an
-    unknown id is an error of LaTeX.
+    `\antinb{ID}` in LaTeX gives a claim's estimate, `\antinb[low]{ID}` and `\antinb[high]{ID}` its interval, as digits
+    that `\num` and headings take; `\antinbmath{ID}` sets the number as a formula, with a minus sign;
+    `\antinb[caption]{fig-01-2}` is a figure's caption. An unknown id or key is an error of LaTeX.
 
     Raises:
         ValueError: if a manifest cannot be read, or two notebooks have a claim or a figure of one id.
@@ -88,11 +102,7 @@ def merge(out: Path, folders: list[Path], place: Path) -> list[dict]:
     """
     union: dict[str, list] = {"figures": [], "claims": []}
     owners: dict[tuple[str, str], str] = {}
-    macros = [
-        HEAD,
-        r"\providecommand{\antinb}[2][estimate]{\ifcsname antinb@#2@#1\endcsname\csname antinb@#2@#1\endcsname",
-        r"  \else\PackageError{antinb}{no claim has the id #2 and the number #1}{See manifest.json.}\fi}",
-    ]
+    macros = [HEAD, texts.MACROS]
     for folder in folders:
         part = read(folder / NAME)
         for kind, entries in union.items():
@@ -105,27 +115,32 @@ def merge(out: Path, folders: list[Path], place: Path) -> list[dict]:
         failed = out / f"{folder.name}.failed"
         stale = failed.is_dir() and failed.stat().st_mtime > folder.stat().st_mtime
         about = f"% {folder.name}, profile {part['profile']}, {part['date']}{', older than its failed run' * stale}"
-        macros += [" ".join(about.split()), *_macros(part["claims"])]
+        macros += [" ".join(about.split()), *texts.macros(part)]
     write(place / NAME, json.dumps({"made_by": MAKER, **union}, indent=1, allow_nan=False) + "\n")
     write(place / MACROS, "\n".join(macros) + "\n")
     return union["claims"]
 
 
-def _macros(claims: list[dict]) -> Iterator[str]:
-    for claim in claims:
-        for key, text in zip(ENDS, told(claim), strict=True):
-            yield rf"\expandafter\def\csname antinb@{claim['id']}@{key}\endcsname{{{text}}}"
+def cited(out: Path, id: str | None) -> str:  # noqa: A002
+    """Return the BibTeX entries of a figure or a notebook's results in `out`, of antinb and of the paper.
 
-
-def told(claim: dict) -> list[str]:
-    """Return estimate, low and high as texts: four digits, or as many as tell the ends apart; "--" for None."""
-    numbers = [claim[key] for key in ENDS]
-    known = [number for number in numbers if number is not None]
-    spread = max(known) - min(known) if known else 0
-    digits = 4
-    if spread > 0:
-        digits = max(4, 2 + math.ceil(math.log10(max(map(abs, known)) / spread) + 0.5))
-    return ["--" if number is None else f"{number:.{digits}g}" for number in numbers]
+    Raises:
+        ValueError: if nothing there has the id, or a manifest cannot be read.
+    """
+    if id is None:
+        return texts.software()
+    folders = sorted(path.parent for path in out.glob(f"*/{NAME}"))
+    parts = {folder.name: read(folder / NAME) for folder in folders}
+    if id in parts:
+        return f"{texts.entry(id, f'Results of {id}', f'Notebook {id}', parts[id])}\n\n{texts.software()}"
+    figures = {figure["id"]: (name, figure) for name, part in parts.items() for figure in part["figures"]}
+    if id not in figures:
+        rule = f"{str(out)!r} holds no figure and no notebook {id!r}"
+        raise ValueError(f"{rule}; it has {', '.join([*parts, *figures]) or 'no results'}")
+    name, figure = figures[id]
+    made = json.loads((out / name / f"{id}.json").read_bytes()) if (out / name / f"{id}.json").exists() else {}
+    entry = texts.entry(id, figure.get("caption", id), f"Figure {id} of {name}", parts[name] | made)
+    return f"{entry}\n\n{texts.software()}"
 
 
 def today() -> str:

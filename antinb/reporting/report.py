@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -31,6 +32,7 @@ ENDS = manifest.ENDS
 PROFILES = ("smoke", "full")
 EXPECTED = ("holds", "refuted")
 LEVEL = 0.95
+TRUETYPE, LONG = 42, 500_000  # a kind of font in PDF; characters of a CSV
 PACKAGES = ("antinb", "torch", "diffusers", "numpy", "scipy", "xarray", "matplotlib")
 FIGURE_ID = re.compile(r"fig-\d\d-\d+")
 RULE = re.compile(r"(?:(?P<side>[<>])\s*(?P<margin>[-+]?\d*\.?\d+))|within\s+(?P<width>\d*\.?\d+)")
@@ -93,6 +95,7 @@ class Report:
 
     def __init__(self, folder: Path, notebook: str, parameters: dict[str, object]) -> None:
         self.folder, self.notebook, self.parameters = folder, notebook, parameters
+        self._made_with = {"versions": versions(), "commit": _commit()}
         there = results.claim_folder(folder)
         self._figures: dict[str, dict] = {figure["id"]: figure for figure in there["figures"]}
         self._claims: dict[str, dict] = {claim["id"]: claim for claim in there["claims"]}
@@ -101,7 +104,7 @@ class Report:
         self._write()
 
     def save_figure(self, fig: Figure, id: str, caption: str, data: pd.DataFrame | xr.DataArray) -> None:  # noqa: A002
-        """Write the figure as PNG, SVG and PDF, the numbers drawn as CSV, and what made it as JSON.
+        """Write the figure as PNG, SVG and PDF, the numbers drawn as CSV (gzipped if long), and what made it as JSON.
 
         Caption, parameters, sha256 of the numbers, versions and commit are in the metadata of all.
 
@@ -125,23 +128,24 @@ class Report:
             "notebook": self.notebook,
             "parameters": _plain(self.parameters),
             "data_sha256": hashlib.sha256(numbers.encode()).hexdigest(),
-            "versions": versions(),
-            "commit": _commit(),
+            **self._made_with,
         }
         text = json.dumps(about, sort_keys=True)
         metadata = {
             "png": {"Title": id, "Description": text},
             "svg": {"Title": id, "Description": text, "Date": None},
-            "pdf": {"Title": id, "Subject": text, "CreationDate": None},
+            "pdf": {"Title": f"{id}. {caption}", "Subject": text, "CreationDate": None},
         }
-        with plt.rc_context({"svg.hashsalt": id, "svg.fonttype": "none"}):
+        with plt.rc_context({"svg.hashsalt": id, "svg.fonttype": "none", "pdf.fonttype": TRUETYPE}):
             for kind, entries in metadata.items():
                 file = io.BytesIO()
                 fig.savefig(file, format=kind, metadata=entries, dpi=200, bbox_inches="tight")
                 manifest.write(self.folder / f"{id}.{kind}", file.getvalue())
-        manifest.write(self.folder / f"{id}.csv", numbers)
+        table = f"{id}.csv.gz" if len(numbers) > LONG else f"{id}.csv"
+        content = numbers.encode()
+        manifest.write(self.folder / table, gzip.compress(content, mtime=0) if len(numbers) > LONG else content)
         manifest.write(self.folder / f"{id}.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
-        files = [f"{id}.{kind}" for kind in (*metadata, "csv", "json")]
+        files = [*(f"{id}.{kind}" for kind in metadata), table, f"{id}.json"]
         self._figures[id] = {"id": id, "caption": caption, "files": files}
         self._write()
 
@@ -214,6 +218,7 @@ class Report:
         for claim in claims:
             claim |= {key: None for key in ENDS if not math.isfinite(claim[key])}
         about = {"notebook": self.notebook, "profile": str(self.parameters.get("profile")), "date": manifest.today()}
+        about |= {"parameters": _plain(self.parameters), **self._made_with}
         entries = {"made_by": manifest.MAKER, **about, "figures": list(self._figures.values()), "claims": claims}
         manifest.write(self.folder / manifest.NAME, json.dumps(entries, indent=1, allow_nan=False) + "\n")
 
@@ -283,9 +288,10 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the repository in which the notebook runs, None outside of one."""
+    """Return the commit of antinb, None where it was installed from a package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        return found.stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

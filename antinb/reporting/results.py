@@ -42,9 +42,9 @@ class Results:
         OSError: if it cannot be written.
     """
 
-    def __init__(self, out: Path, sources: Sequence[Path]) -> None:
+    def __init__(self, out: Path, sources: Sequence[Path], names: Sequence[str] | None = None) -> None:
         self.out = Path(os.path.abspath(out.expanduser()))
-        names = [source.stem for source in sources]
+        names = [source.stem for source in sources] if names is None else names
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"results are filed by name, and two notebooks are called {name!r}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import click
 
-from antinb.reporting import execution, manifest, notebooks, results
+from antinb.reporting import execution, manifest, notebooks, results, sweeps, texts
 
 __all__: list[str] = []
 
@@ -22,24 +24,49 @@ class _Terminated(KeyboardInterrupt):
     """The signal SIGTERM, which ends a run as Ctrl-C does."""
 
 
-def run(paths: Sequence[Path], given: Mapping[str, str], out: Path, *, in_place: bool, limit: float | None) -> int:
+class Plan(NamedTuple):
+    """A run of a notebook: the folder of its results, what it is called in messages, and its parameters."""
+
+    name: str
+    path: Path
+    shown: str
+    values: dict[str, object]
+
+
+def run(
+    paths: Sequence[Path],
+    given: Mapping[str, str],
+    out: Path,
+    *,
+    in_place: bool = False,
+    limit: float | None = None,
+    axes: Mapping[str, Sequence[str]] | None = None,
+) -> int:
     """Execute notebooks, print their claims and how they ended, and return the exit code; see `antinb run --help`."""
-    waiting, code = list(paths), 0
+    waiting: list[Plan] = []
+    code = 0
     try:
         with _terminable():
-            plans = [(path, notebooks.parameters(path, given)) for path in paths]
-            with results.Results(out, paths) as place:
-                for path, values in plans:
-                    click.echo(f"{path} -> {out / path.stem}")
-                    source = path.read_bytes()
-                    claims = _fill(place, path, {**values, "out_dir": str(place.out)}, limit)
-                    waiting.remove(path)
-                    code = max(code, _judge(place.out / path.stem, [c for c in claims if c["notebook"] == path.stem]))
-                    if in_place and path.read_bytes() != source:
-                        kept = out / path.stem / path.name
-                        raise ValueError(f"{path} was changed while it ran and is left as it is; see {kept}")
+            plans = _planned(paths, given, axes or {})
+            waiting, out = list(plans), out / sweeps.folder(paths[0]) if axes else out
+            with results.Results(out, paths, [plan.name for plan in plans]) as place:
+                for plan in plans:
+                    source, folder = plan.path.read_bytes(), place.out / plan.name
+                    if axes and sweeps.is_done(folder, plan.path, plan.values):
+                        claims = manifest.claims(folder)
+                        click.echo(f"{plan.shown} -> {out / plan.name}, there already")
+                    else:
+                        click.echo(f"{plan.shown} -> {out / plan.name}")
+                        claims = _fill(place, plan, limit, union=not axes)
+                    waiting.remove(plan)
+                    code = max(code, _judge(folder, claims))
+                    if in_place and plan.path.read_bytes() != source:
+                        kept = out / plan.name / plan.path.name
+                        raise ValueError(f"{plan.path} was changed while it ran and is left as it is; see {kept}")
                     if in_place:
-                        notebooks.write_back(place.out / path.stem / path.name, path)
+                        notebooks.write_back(folder / plan.path.name, plan.path)
+                if axes:
+                    click.echo(sweeps.summarise(place, axes))
         return code
     except execution.CellError as error:
         message, cell = error.args
@@ -53,18 +80,33 @@ def run(paths: Sequence[Path], given: Mapping[str, str], out: Path, *, in_place:
     return FAILED
 
 
-def _fill(place: results.Results, path: Path, values: Mapping[str, object], limit: float | None) -> list[dict]:
-    """Execute a notebook into its folder of results, and return the claims of the union."""
+def _planned(paths: Sequence[Path], given: Mapping[str, str], axes: Mapping[str, Sequence[str]]) -> list[Plan]:
+    """Return the runs of some notebooks, or of one at every point of a sweep, their parameters checked."""
+    if not axes:
+        return [Plan(path.stem, path, str(path), notebooks.parameters(path, given)) for path in paths]
+    return [
+        Plan(name, paths[0], f"{paths[0]}, {name}", notebooks.parameters(paths[0], {**given, **point}))
+        for name, point in sweeps.points(axes).items()
+    ]
+
+
+def _fill(place: results.Results, plan: Plan, limit: float | None, *, union: bool) -> list[dict]:
+    """Execute a notebook into its folder of results, write the union, and return the notebook's claims."""
+    start = time.monotonic()
     try:
-        with place.build(path.stem) as folder:
-            execution.execute(path, folder, values, limit=limit)
+        with place.build(plan.name) as folder:
+            execution.execute(plan.path, folder, {**plan.values, "out_dir": str(place.out)}, limit=limit)
+            manifest.add(folder, seconds=round(time.monotonic() - start, 1))
     except BaseException:
         try:
-            place.merge()
+            if union:
+                place.merge()
         except (ValueError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
         raise
-    return place.merge()
+    if union:
+        return [claim for claim in place.merge() if claim["notebook"] == plan.name]
+    return manifest.claims(place.out / plan.name)
 
 
 def _judge(folder: Path, claims: list[dict]) -> int:
@@ -72,7 +114,7 @@ def _judge(folder: Path, claims: list[dict]) -> int:
     smoke = claims and manifest.read(folder / manifest.NAME)["profile"] == "smoke"
     code = 0
     for claim in claims:
-        estimate, low, high = manifest.told(claim)
+        estimate, low, high = texts.told(claim)
         numbers = "no estimate" if "--" in (estimate, low, high) else f"{estimate} [{low}, {high}]"
         state, expected = claim["state"], claim["expected"]
         fine = claim["rule"] is None or state == expected or (smoke and state == "undecided")
@@ -82,13 +124,13 @@ def _judge(folder: Path, claims: list[dict]) -> int:
     return code
 
 
-def _tell(what: str, out: Path, waiting: list[Path], when: str) -> None:
+def _tell(what: str, out: Path, waiting: list[Plan], when: str) -> None:
     """Print in one line how a run ended, what is kept, what was not run, and how to go on."""
     line = f"{what}."
     if waiting:
-        line += f" What it made is in {out / waiting[0].stem}{results.FAILED}, earlier results stay."
+        line += f" What it made is in {out / waiting[0].name}{results.FAILED}, earlier results stay."
     if waiting[1:]:
-        line += f" Not run: {', '.join(map(str, waiting[1:]))}."
+        line += f" Not run: {', '.join(plan.shown for plan in waiting[1:])}."
     click.echo(f"{line} Run the same line again {when}.", err=True)
 
 

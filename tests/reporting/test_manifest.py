@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from antinb import report
-from antinb.reporting import manifest, results
+from antinb.reporting import manifest, results, texts
 
 
 def claimed(out, name, *claims):
@@ -38,7 +38,7 @@ def test_the_union_has_the_parts_of_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ends", "texts"),
+    ("ends", "shown"),
     [
         ((123456.7, 123456.1, 123457.2), ["123456.70", "123456.10", "123457.20"]),
         ((0.5, 0.4, 0.6), ["0.5", "0.4", "0.6"]),
@@ -47,9 +47,9 @@ def test_the_union_has_the_parts_of_all(tmp_path):
         ((None, None, None), ["--"] * 3),
     ],
 )
-def test_digits_tell_the_ends_apart(ends, texts):
-    found = manifest.told(dict(zip(manifest.ENDS, ends, strict=True)))
-    assert [text if text == "--" else float(text) for text in found] == [t if t == "--" else float(t) for t in texts]
+def test_digits_tell_the_ends_apart(ends, shown):
+    found = texts.told(dict(zip(manifest.ENDS, ends, strict=True)))
+    assert [text if text == "--" else float(text) for text in found] == [t if t == "--" else float(t) for t in shown]
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,18 @@ def test_a_union_that_cannot_be_made_leaves_the_old_one(tmp_path):
         (r"\input{claims} \antinb{a.x-1_2} \antinb[low]{a.x-1_2} \antinb[high]{a.x-1_2}", None),
         (r"\input{claims} \input{claims} \antinb{a.x-1_2}", None),
         (r"\input{claims} \input{other/claims} \antinb{a.x-1_2} \antinb{b}", None),
+        (r"\input{claims} \section{\antinb{a.x-1_2}} $\antinb{a.x-1_2}$ \antinbmath[low]{a.x-1_2}", None),
+        (r"\input{claims} \edef\x{\antinb[low]{a.x-1_2}} \ifdim \x pt < -0.7pt\else\undefined\fi", None),
+        (r"\input{claims} \antinb[caption]{fig-01-1}", None),
         (r"\section{\texorpdfstring{\antinb{a.x-1_2}}{}} \input{claims} \antinb{a.x-1_2}", "Undefined control"),
-        (r"\input{claims} \antinb{a.x-1_3}", "no claim has the id a.x-1_3 and the number estimate"),
-        (r"\input{claims} \antinb[middle]{a.x-1_2}", "the number middle"),
+        (r"\input{claims} \antinb{a.x-1_3}", "nothing has the id a.x-1_3 and the key estimate"),
+        (r"\input{claims} \antinb[middle]{a.x-1_2}", "the key middle"),
     ],
 )
 def test_an_article_takes_the_numbers_or_stops(tmp_path, body, error):
-    claimed(tmp_path, "a", ("a.x-1_2", -0.5, -0.75, -0.25))
+    book = claimed(tmp_path, "a", ("a.x-1_2", -0.5, -0.75, -0.25))
+    book.save_figure(plt.figure(), "fig-01-1", r"5% & {more} of x_1 ~ y^2 − $z$ #1 \foo", pd.DataFrame({"x": [0.0]}))
+    plt.close()
     claimed(tmp_path / "other", "b", ("b", 17, 16, 18))
     merge(tmp_path)
     merge(tmp_path / "other")
