@@ -116,6 +116,18 @@ def cite(id: str | None, out: Path) -> None:  # noqa: A002
 
 
 @main.command()
+@click.argument("out", default="out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def report(out: Path) -> None:
+    """Write all results in OUT as one page, OUT/report.html."""
+    from antinb.reporting import page
+
+    try:
+        click.echo(page.write(out))
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
 @click.argument("model")
 @click.option("--design", default="antithetic", type=click.Choice(["iid", "antithetic", "simplex"]), show_default=True)
 @click.option("--units", required=True, type=int, help="Independent draws, pairs or groups.")

@@ -105,7 +105,7 @@ def test_only_a_large_picture_of_many_colours_loses_some(colours, exact):
     drawn = palette[random.integers(0, colours, (500, 500))]
     file = io.BytesIO()
     Image.fromarray(drawn).save(file, "PNG")
-    kept = base64.b64decode(notebooks._compressed(base64.b64encode(file.getvalue()).decode()))
+    kept = base64.b64decode(notebooks.compressed(base64.b64encode(file.getvalue()).decode()))
     found = np.asarray(Image.open(io.BytesIO(kept)).convert("RGB"))
     assert len(kept) < len(file.getvalue())
     assert np.array_equal(found, drawn) == exact

@@ -136,7 +136,8 @@ def compare(
         drop: as for `interval`.
 
     Returns:
-        Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations, warning`.
+        Rows `statistic, design, quantity, estimate, low, high, level, method, units, dropped, evaluations,
+        warning`; `dropped` counts units of both runs.
 
     Raises:
         ValueError: as `interval`, for fewer than 8 units, several conditions, a baseline of the same seed, or
@@ -163,8 +164,9 @@ def compare(
     about = {"level": level, "method": "bootstrap over units", "evaluations": evaluations(values)}
     estimator = functools.partial(_log_efficiency, pooled="control" not in values.attrs and members == 1)
     for name in values["statistic"].values.tolist():
-        units, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
-        plain, others, _ = _unit_members(baseline.sel(statistic=name), name, drop)
+        units, classes, left = _unit_members(values.sel(statistic=name), name, drop)
+        plain, others, more = _unit_members(baseline.sel(statistic=name), name, drop)
+        about["dropped"] = left + more
         if len({*classes.tolist(), *others.tolist()}) > 1:
             raise ValueError("designs are compared within one condition; select it in both runs first")
         _stratified(units.mean(1), np.zeros(len(units)), name)
@@ -200,8 +202,8 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
         drop: as for `interval`.
 
     Returns:
-        Rows `statistic, design, quantity, estimate, low, high, level, method, units, evaluations, warning` with
-        `quantity` `odd_share` and `predicted_efficiency`.
+        Rows `statistic, design, quantity, estimate, low, high, level, method, units, dropped, evaluations, warning`
+        with `quantity` `odd_share` and `predicted_efficiency`.
 
     Raises:
         ValueError: as `interval`, for fewer than 8 pairs, several conditions or another design.
@@ -211,7 +213,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
         raise ValueError(f"odd shares come from pairs z, -z of noise.antithetic; got a run of {design(values)!r}")
     rows, about = [], {"level": level, "method": "bootstrap over units", "evaluations": evaluations(values)}
     for name in values["statistic"].values.tolist():
-        pairs, classes, _ = _unit_members(values.sel(statistic=name), name, drop)
+        pairs, classes, about["dropped"] = _unit_members(values.sel(statistic=name), name, drop)
         if len(np.unique(classes)) > 1:
             raise ValueError("odd shares are those of one condition; select it first")
         _stratified(pairs.mean(1), classes, name)

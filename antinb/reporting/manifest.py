@@ -89,7 +89,7 @@ def write(path: Path, content: str | bytes) -> None:
         raise
 
 
-def merge(out: Path, folders: list[Path], place: Path) -> list[dict]:
+def merge(out: Path, parts: list[Path], place: Path) -> list[dict]:
     r"""Write to `place` the `manifest.json` and `claims.tex` of some folders of results in `out`; return the claims.
 
     `\antinb{ID}` in LaTeX gives a claim's estimate, `\antinb[low]{ID}` and `\antinb[high]{ID}` its interval, as digits
@@ -103,7 +103,7 @@ def merge(out: Path, folders: list[Path], place: Path) -> list[dict]:
     union: dict[str, list] = {"figures": [], "claims": []}
     owners: dict[tuple[str, str], str] = {}
     macros = [HEAD, texts.MACROS]
-    for folder in folders:
+    for folder in parts:
         part = read(folder / NAME)
         for kind, entries in union.items():
             for entry in part[kind]:
@@ -121,6 +121,11 @@ def merge(out: Path, folders: list[Path], place: Path) -> list[dict]:
     return union["claims"]
 
 
+def folders(out: Path) -> list[Path]:
+    """Return the folders in `out` that hold a manifest, in the order of their names."""
+    return sorted(path.parent for path in out.glob(f"[!.]*/{NAME}"))
+
+
 def cited(out: Path, id: str | None) -> str:  # noqa: A002
     """Return the BibTeX entries of a figure or a notebook's results in `out`, of antinb and of the paper.
 
@@ -129,8 +134,7 @@ def cited(out: Path, id: str | None) -> str:  # noqa: A002
     """
     if id is None:
         return texts.software()
-    folders = sorted(path.parent for path in out.glob(f"*/{NAME}"))
-    parts = {folder.name: read(folder / NAME) for folder in folders}
+    parts = {folder.name: read(folder / NAME) for folder in folders(out)}
     if id in parts:
         return f"{texts.entry(id, f'Results of {id}', f'Notebook {id}', parts[id])}\n\n{texts.software()}"
     figures = {figure["id"]: (name, figure) for name, part in parts.items() for figure in part["figures"]}

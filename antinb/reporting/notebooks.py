@@ -217,7 +217,7 @@ def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if kind.startswith("text/") and isinstance(content, str):
             output.data[kind] = _without_paths(content)
         elif kind == "image/png":
-            output.data[kind] = _compressed(content)
+            output.data[kind] = compressed(content)
     return output
 
 
@@ -227,7 +227,7 @@ def _without_paths(text: str) -> str:
     return re.sub(rf"(?<![\w./:~-])(?:{'|'.join(map(re.escape, own))})(?![\w-])", "...", text) if own else text
 
 
-def _compressed(png: str) -> str:
+def compressed(png: str) -> str:
     """Return the same picture in fewer bytes: a palette if that is exact, no alpha channel where all is opaque.
 
     A picture that is still larger than LARGE bytes, a sheet of many images, keeps its 256 nearest colours.

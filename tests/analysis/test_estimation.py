@@ -278,3 +278,6 @@ def test_undefined_units_are_dropped_whole_and_counted():
     assert row[["units", "dropped"]].tolist() == [8, 2]
     assert row["estimate"] == pytest.approx(np.arange(4, 20).mean())
     assert row["evaluations"] == 10 * 2 * 20
+    assert (estimation.odd_share(values(NAN), drop=True)["dropped"] == 2).all()
+    other = values(NAN).assign_attrs(seed="another")
+    assert (estimation.compare(values(NAN), other, drop=True)["dropped"] == 4).all()
