@@ -16,7 +16,6 @@ __all__: list[str] = []
 
 NAME = "report.html"
 MADE = b"<!-- antinb report -->"
-SIGNS = {"holds": "✓", "refuted": "✗", "undecided": "?", "descriptive": "·"}
 
 
 def write(out: Path) -> Path:
@@ -34,11 +33,11 @@ def write(out: Path) -> Path:
         raise ValueError(f"{str(out)!r} holds no results of antinb run")
     parts = [_part(folder) for folder in folders]
     claims = [claim["state"] for part in parts for claim in part["claims"]]
-    states = ", ".join(f"{claims.count(state)} {state}" for state in SIGNS if state in claims)
+    states = ", ".join(f"{claims.count(state)} {state}" for state in texts.MARKS if state in claims)
     figures = sum(len(part["figures"]) for part in parts)
     loader = jinja2.PackageLoader("antinb.reporting", ".")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    summary = f"{figures} figures and {len(claims)} claims of {len(parts)} notebooks{f': {states}' if states else ''}."
+    summary = f"Notebooks: {len(parts)}. Figures: {figures}. Claims: {len(claims)}{f' ({states})' if states else ''}."
     about = {"title": "Results", "summary": summary, "parts": parts, "software": texts.software()}
     text = pages.get_template("page.html").render(about)
     manifest.write(place, text)
@@ -60,7 +59,7 @@ def _part(folder: Path) -> dict[str, Any]:
             "commit of antinb": made.get("commit") or "a release",
         },
         "claims": [
-            claim | dict(zip(texts.ENDS, texts.told(claim), strict=True)) | {"sign": SIGNS.get(claim["state"], "")}
+            claim | dict(zip(texts.ENDS, texts.told(claim), strict=True)) | {"stated": texts.stated(claim)}
             for claim in made["claims"]
         ],
         "figures": [_figure(folder, figure, made) for figure in made["figures"]],

@@ -24,7 +24,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from antinb import checks, dataset
-from antinb.reporting import manifest, results
+from antinb.reporting import manifest, results, texts
 
 __all__ = ["Report", "open", "size", "versions"]
 
@@ -71,8 +71,8 @@ def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -
         >>> book = open(tempfile.mkdtemp(), "01_example", {"profile": "smoke"})
         >>> row = {"estimate": -0.5, "low": -0.6, "high": -0.4}
         >>> book.claim("01.example", "pairs are negatively correlated", row, "<-0.1")
-        >>> book.claims()["state"].tolist()
-        ['holds']
+        >>> book.claims().loc["01.example"].tolist()
+        ['pairs are negatively correlated', '-0.5', '-0.6 to -0.4', '<-0.1', '✓ holds']
     """
     pd.set_option("display.max_colwidth", None)
     told = os.environ.get(results.PLACE)
@@ -209,9 +209,19 @@ class Report:
         self._write()
 
     def claims(self) -> pd.DataFrame:
-        """Return the claims with their states, found and expected, one row each, indexed by id."""
-        columns = ["id", "text", *ENDS, "rule", "state", "expected", "reason"]
-        return pd.DataFrame(judge(list(self._claims.values())), columns=columns).set_index("id")
+        """Return the claims to be read, one row each, indexed by id: `text, estimate, interval, rule, state`.
+
+        Numbers have the digits that matter; a state that is not the expected one says so, and a column `reason` why
+        claims were expected to be refuted, if any are. The numbers themselves are in `manifest.json`.
+        """
+        rows = []
+        for claim in judge(list(self._claims.values())):
+            known = {key: claim[key] if math.isfinite(claim[key]) else None for key in ENDS}
+            estimate, low, high = texts.told(known)
+            shown = {"id": claim["id"], "text": claim["text"], "estimate": estimate, "interval": f"{low} to {high}"}
+            rows.append(shown | {"rule": claim["rule"] or "", "state": texts.stated(claim), "reason": claim["reason"]})
+        table = pd.DataFrame(rows, columns=["id", "text", "estimate", "interval", "rule", "state", "reason"])
+        return table.set_index("id").drop(columns=[] if table["reason"].any() else "reason")
 
     def _write(self) -> None:
         claims = judge(list(self._claims.values()))

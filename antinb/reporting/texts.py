@@ -12,6 +12,7 @@ __all__: list[str] = []
 ENDS = ("estimate", "low", "high")
 SIGNS = {sign: f"\\{sign}" for sign in "&%$#_{}"}
 SIGNS |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$"}
+MARKS = {"holds": "✓", "refuted": "✗", "undecided": "?", "descriptive": "·"}
 YEAR = 2026
 PAPER = """@article{jia2026antithetic,
   title = {Antithetic Noise in Diffusion Models},
@@ -35,6 +36,14 @@ def told(claim: Mapping[str, Any]) -> list[str]:
     if spread > 0:
         digits = max(4, 2 + math.ceil(math.log10(max(map(abs, known)) / spread) + 0.5))
     return ["--" if number is None else f"{number:.{digits}g}" for number in numbers]
+
+
+def stated(claim: Mapping[str, Any]) -> str:
+    """Return a claim's state in words, with a mark that needs no colour, and whether it was expected."""
+    state, expected = claim["state"], claim["expected"]
+    surprise = claim["rule"] is not None and state != expected
+    note = f", expected to {'hold' if expected == 'holds' else 'be refuted'}" if surprise else ""
+    return f"{MARKS.get(state, '')} {state}{', as expected' if state == expected == 'refuted' else note}"
 
 
 def escaped(text: str) -> str:

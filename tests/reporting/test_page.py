@@ -65,7 +65,7 @@ def test_the_page_is_whole_and_alone(out):
     assert all((out / address).exists() for address in addresses if address[0] != "#" and "base64" not in address)
     assert {"#01_test", "#02_other"} <= set(addresses)
     assert {about["id"] for _, about in tags.found if "id" in about} >= {"01_test", "fig-01-1", "01.a", "01.b", "01.c"}
-    assert "1 figures and 3 claims of 2 notebooks: 1 holds, 1 refuted, 1 descriptive." in text
+    assert "Notebooks: 2. Figures: 1. Claims: 3 (1 holds, 1 refuted, 1 descriptive)." in text
     assert "alert(1)" not in re.sub(r"&lt;script&gt;alert\(1\)&lt;/script&gt;", "", text)
     assert "&lt;b&gt;" in text
     [shown] = [about["src"] for tag, about in tags.found if tag == "img"]
