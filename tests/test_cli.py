@@ -329,6 +329,10 @@ def test_models_are_listed():
 def test_committed_outputs_are_those_of_the_sources(path):
     notebook = nbformat.read(path, 4)
     assert notebook.metadata["antinb"]["sources_sha256"] == notebooks.sources_hash(notebook)
+    pinned = re.search(r"python=([\d.]+)", (path.parents[1] / "environment.yml").read_text())[1]
+    assert notebook.metadata["kernelspec"] == notebooks.KERNEL
+    assert notebook.metadata["language_info"]["version"] == pinned
+    assert len(notebook.metadata["language_info"]) == 7
     assert path.stat().st_size < 500_000
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -24,7 +24,7 @@ __all__: list[str] = []
 
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
 EXAMPLES = {"int": "64", "float": "0.5", "str": "text", "bool": "true", "list": "'[1, 2]'", "dict": """'{"a": 1}'"""}
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LARGE = 50_000  # bytes
 QUOTED = re.compile(r'"([^"]*)"')
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -180,7 +180,8 @@ def write_back(executed: Path, path: Path) -> None:
     """Put the outputs of an executed notebook into its source, without traces of the run, progress bars or paths.
 
     Paths are those of this machine's own folders: where the command runs, the home folder, Python's. The notebook's
-    metadata then hold `antinb.sources_sha256`: outputs are stale when it does not fit.
+    metadata then are those that JupyterLab writes with this Python, so that it opens the notebook unchanged, and
+    `antinb.sources_sha256`: outputs are stale when it does not fit.
     """
     notebook = read(executed)
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -195,8 +196,8 @@ def write_back(executed: Path, path: Path) -> None:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
-    about = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    notebook.metadata |= nbformat.from_dict(about | {"antinb": {"sources_sha256": sources_hash(notebook)}})
+    about = {"kernelspec": KERNEL, "antinb": {"sources_sha256": sources_hash(notebook)}}
+    notebook.metadata |= nbformat.from_dict(about)
     manifest.write(path.resolve(), nbformat.writes(notebook) + "\n")
 
 

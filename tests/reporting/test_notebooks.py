@@ -125,6 +125,7 @@ def test_metadata_that_are_no_traces_of_a_run_stay(tmp_path):
     cell.metadata["execution"] = {"iopub.execute_input": "2020"}
     text = nbformat.v4.new_markdown_cell("y", metadata={"tags": ["kept"]}, attachments={"a": {"text/plain": "z"}})
     about = {"authors": [{"name": "A"}], "widgets": {}, "papermill": {}, "title": "T"}
+    about["language_info"] = {"name": "python", "version": "3.0"}
     nbformat.write(nbformat.v4.new_notebook(cells=[cell, text], metadata=about), tmp_path / "run.ipynb")
     source = tmp_path / "source.ipynb"
     source.touch()
@@ -135,5 +136,6 @@ def test_metadata_that_are_no_traces_of_a_run_stay(tmp_path):
     assert [cell.metadata for cell in kept.cells] == [{"slide": 1}, {"tags": ["kept"]}]
     assert kept.cells[1].attachments == {"a": {"text/plain": "z"}}
     assert kept.metadata.keys() == {"authors", "title", "kernelspec", "language_info", "antinb"}
+    assert kept.metadata["language_info"] == about["language_info"]
     assert os.stat(source).st_mode & 0o777 == 0o640
     assert (tmp_path / "link.ipynb").is_symlink()
