@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.utils import run_sync
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import CellTimeoutError
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
 
 from antinb.reporting import manifest, notebooks, results
 
 __all__: list[str] = []
 
+ENGINE = "antinb"
 QUIET = ["--IPKernelApp.log_level=ERROR"]
 LONGEST = 300  # characters of a message
 
@@ -66,7 +69,50 @@ class _Kernel(AsyncKernelManager):
         return code
 
 
-def execute(path: Path, folder: Path, values: Mapping[str, object], *, limit: float | None = None) -> Path:
+class _Bar(tqdm):
+    """A bar that a cell moves by its share of the time that the last run took, or by 1 where there was none."""
+
+    def __init__(self, name: str, cells: int, seconds: Sequence[float]) -> None:
+        known = len(seconds) == cells and sum(seconds) > 0
+        self._shares = [cells * part / sum(seconds) for part in seconds] if known else []
+        told = "{percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left" if known else "cell {n_fmt} of {total}"
+        super().__init__(total=cells, desc=f"Executing {name}", bar_format=f"{{desc}}: {told}", smoothing=0)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        return super().update(self._shares.pop(0) if self._shares else n)
+
+
+class _Engine(NBClientEngine):
+    """The engine of papermill with that bar."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **settings: Any) -> None:  # noqa: ANN401
+        name, seconds = settings.pop("name"), settings.pop("seconds")
+        nb_man.pbar = None if sys.stderr is None else _Bar(name, len(nb_man.nb.cells), seconds)
+        super().execute_managed_notebook(nb_man, kernel_name, **settings)
+
+
+papermill_engines.register(ENGINE, _Engine)
+
+
+def cell_seconds(path: Path, executed: Path, values: Mapping[str, object]) -> list[float]:
+    """Return how long each cell of an executed copy took, nothing if its code or its parameters were others."""
+    if not executed.exists():
+        return []
+    made = notebooks.read(executed)
+    if not notebooks.is_run_of(made, path, values):
+        return []
+    return [cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in made.cells]
+
+
+def execute(
+    path: Path,
+    folder: Path,
+    values: Mapping[str, object],
+    *,
+    limit: float | None = None,
+    seconds: Sequence[float] = (),
+) -> Path:
     """Run a notebook through papermill, its report going to `folder`, and return the executed copy there.
 
     Args:
@@ -74,6 +120,7 @@ def execute(path: Path, folder: Path, values: Mapping[str, object], *, limit: fl
         folder: a new one.
         values: of parameters; those that the notebook does not declare are left out.
         limit: seconds that a cell may take, None for any.
+        seconds: that each cell took the last time, from which the time left is told.
 
     Raises:
         CellError: if a cell fails, takes too long or ends the kernel, or no manifest is left by a notebook that takes
@@ -95,7 +142,10 @@ def execute(path: Path, folder: Path, values: Mapping[str, object], *, limit: fl
                 execution_timeout=limit,
                 autosave_cell_every=0,
                 extra_arguments=QUIET,
-                progress_bar=sys.stderr is not None,
+                progress_bar=False,
+                engine_name=ENGINE,
+                name=path.name,
+                seconds=seconds,
             )
     except (PapermillExecutionError, CellTimeoutError, RuntimeError, KeyboardInterrupt) as error:
         ended = error

@@ -164,6 +164,15 @@ def sources_hash(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
+def is_run_of(executed: nbformat.NotebookNode, path: Path, values: Mapping[str, object]) -> bool:
+    """Return whether an executed copy is that of a notebook's present code with these parameters, `out_dir` aside."""
+    own = executed.copy()
+    own.cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    both = executed.metadata.get("papermill", {}).get("parameters", {}), values
+    first, second = ({key: value for key, value in part.items() if key != "out_dir"} for part in both)
+    return first == second and sources_hash(own) == sources_hash(read(path))
+
+
 def _without_comments(source: str) -> str:
     lines = source.split("\n")
     try:

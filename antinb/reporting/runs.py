@@ -93,9 +93,11 @@ def _planned(paths: Sequence[Path], given: Mapping[str, str], axes: Mapping[str,
 def _fill(place: results.Results, plan: Plan, limit: float | None, *, union: bool) -> list[dict]:
     """Execute a notebook into its folder of results, write the union, and return the notebook's claims."""
     start = time.monotonic()
+    seconds = execution.cell_seconds(plan.path, place.out / plan.name / plan.path.name, plan.values)
+    values = {**plan.values, "out_dir": str(place.out)}
     try:
         with place.build(plan.name) as folder:
-            execution.execute(plan.path, folder, {**plan.values, "out_dir": str(place.out)}, limit=limit)
+            execution.execute(plan.path, folder, values, limit=limit, seconds=seconds)
             manifest.add(folder, seconds=round(time.monotonic() - start, 1))
     except BaseException:
         try:

@@ -45,10 +45,7 @@ def is_done(place: Path, path: Path, values: Mapping[str, object]) -> bool:
     executed = place / path.name
     if not (results.is_marked(place) and executed.exists() and (place / manifest.NAME).exists()):
         return False
-    made = notebooks.read(executed)
-    given = {key: value for key, value in made.metadata["papermill"]["parameters"].items() if key != "out_dir"}
-    made.cells = [cell for cell in made.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    return given == dict(values) and notebooks.sources_hash(made) == notebooks.sources_hash(notebooks.read(path))
+    return notebooks.is_run_of(notebooks.read(executed), path, values)
 
 
 def summarise(place: results.Results, axes: Mapping[str, Sequence[str]]) -> str:

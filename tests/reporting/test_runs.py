@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -185,3 +186,17 @@ def test_a_file_that_cannot_be_written_costs_no_results(workplace, size):
         "manifest.json",
         "tiny",
     ]
+
+
+def test_the_time_left_is_told_from_the_last_run():
+    write(BODY + "import time; time.sleep(2)")
+    first, second = (run("tiny.ipynb", *SMOKE).stderr for _ in range(2))
+    assert "Executing tiny.ipynb: cell 1 of " in first
+    assert "left" not in first
+    assert "Executing tiny.ipynb:   0%|" in second
+    shares = [int(share) for share in re.findall(r" (\d+)%\|", second)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert max(share for share in shares if share < 100) < 60  # the last cell takes the time
+    write(BODY + "import time; time.sleep(1)")
+    assert "left" not in run("tiny.ipynb", *SMOKE).stderr
