@@ -97,10 +97,8 @@ papermill_engines.register(ENGINE, _Engine)
 
 def cell_seconds(path: Path, executed: Path, values: Mapping[str, object]) -> list[float]:
     """Return how long each cell of an executed copy took, nothing if its code or its parameters were others."""
-    if not executed.exists():
-        return []
-    made = notebooks.read(executed)
-    if not notebooks.is_run_of(made, path, values):
+    made = notebooks.past_run(executed, path, values)
+    if made is None:
         return []
     return [cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in made.cells]
 

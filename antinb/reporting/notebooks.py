@@ -164,13 +164,16 @@ def sources_hash(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
-def is_run_of(executed: nbformat.NotebookNode, path: Path, values: Mapping[str, object]) -> bool:
-    """Return whether an executed copy is that of a notebook's present code with these parameters, `out_dir` aside."""
-    own = executed.copy()
-    own.cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    both = executed.metadata.get("papermill", {}).get("parameters", {}), values
+def past_run(executed: Path, path: Path, values: Mapping[str, object]) -> nbformat.NotebookNode | None:
+    """Return an executed copy if it is of a notebook's present code with these parameters, `out_dir` aside."""
+    try:
+        made, own = read(executed), read(executed)
+    except ValueError:
+        return None
+    own.cells = [cell for cell in made.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    both = made.metadata.get("papermill", {}).get("parameters", {}), values
     first, second = ({key: value for key, value in part.items() if key != "out_dir"} for part in both)
-    return first == second and sources_hash(own) == sources_hash(read(path))
+    return made if first == second and sources_hash(own) == sources_hash(read(path)) else None
 
 
 def _without_comments(source: str) -> str:

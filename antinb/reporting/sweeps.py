@@ -42,10 +42,8 @@ def points(axes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
 
 def is_done(place: Path, path: Path, values: Mapping[str, object]) -> bool:
     """Return whether a folder holds the whole results of this code with these parameters."""
-    executed = place / path.name
-    if not (results.is_marked(place) and executed.exists() and (place / manifest.NAME).exists()):
-        return False
-    return notebooks.is_run_of(notebooks.read(executed), path, values)
+    whole = results.is_marked(place) and (place / manifest.NAME).exists()
+    return whole and notebooks.past_run(place / path.name, path, values) is not None
 
 
 def summarise(place: results.Results, axes: Mapping[str, Sequence[str]]) -> str:

@@ -33,7 +33,7 @@ def files(folder):
 def fill(monkeypatch, end, number):
     """Let a notebook be a claim and a file, and end in the given way."""
 
-    def execute(path, folder, values, *, limit):
+    def execute(path, folder, values, *, limit, seconds):
         monkeypatch.setenv(results.PLACE, str(folder))
         book = report.open("out", path.stem, {"profile": "smoke"})
         monkeypatch.delenv(results.PLACE)
