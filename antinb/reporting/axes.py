@@ -102,7 +102,7 @@ class _Decades(LogLocator):
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
         if vmax < 3 * vmin:
-            return MaxNLocator(5).tick_values(vmin, vmax)
+            return np.asarray(MaxNLocator(5).tick_values(vmin, vmax))
         spacing = {10: (1, 1.5, 2, 3, 5, 7), 30: (1, 2, 5), 300: (1, 3), np.inf: (1,)}
         self.set_params(subs=next(subs for ratio, subs in spacing.items() if vmax < ratio * vmin), numticks=7)
         return np.asarray(super().tick_values(vmin, vmax))
@@ -112,5 +112,5 @@ class _Plain(LogFormatterMathtext):
     """Numbers as they are spoken; powers of ten on an axis of more than four of them."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        low, high = self.axis.get_view_interval()
+        low, high = (1.0, 1.0) if self.axis is None else self.axis.get_view_interval()
         return f"{x:g}" if high < 3e4 * low else super().__call__(x, pos)

@@ -221,7 +221,8 @@ class Report:
             shown = {"id": claim["id"], "text": claim["text"], "estimate": estimate, "interval": f"{low} to {high}"}
             rows.append(shown | {"rule": claim["rule"] or "", "state": texts.stated(claim), "reason": claim["reason"]})
         table = pd.DataFrame(rows, columns=["id", "text", "estimate", "interval", "rule", "state", "reason"])
-        return table.set_index("id").drop(columns=[] if table["reason"].any() else "reason")
+        explained = any(row["reason"] for row in rows)
+        return table.set_index("id").drop(columns=[] if explained else ["reason"])
 
     def _write(self) -> None:
         claims = judge(list(self._claims.values()))

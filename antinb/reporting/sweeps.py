@@ -65,7 +65,7 @@ def summarise(place: results.Results, axes: Mapping[str, Sequence[str]]) -> str:
 def _draw(table: pd.DataFrame, file: Path) -> None:
     from antinb.reporting import figures
 
-    panels, lines = table["id"].nunique(), table["point"].nunique()
+    panels, lines = len({*table["id"]}), len({*table["point"]})
     rows = -(-panels // COLUMNS)
     size = (4.0 * min(panels, COLUMNS) + 1, rows * (0.35 * lines + 1.2))
     figures.facets(table, figures.forest, by="id", label="point", size=size, rows=rows, sharey=True).savefig(
