@@ -286,7 +286,7 @@ def settings() -> list[Setting]:
         two_stages("lognormal", lognormal, 0.5),
         regression("normal", normal),
         regression("lognormal", lognormal, known=NORMAL),
-        regression("lognormal", lognormal, "skew", NORMAL),
+        regression("lognormal", lognormal, "skew"),
     ]
 
 
