@@ -159,21 +159,25 @@ def _allowed(notebook: str, name: str, value: object, comment: str) -> object:
 
 
 def sources_hash(notebook: nbformat.NotebookNode) -> str:
-    """Return the sha256 of the code, which neither outputs nor prose nor comments change."""
-    code = (_without_comments(cell.source) for cell in notebook.cells if cell.cell_type == "code")
+    """Return the sha256 of the code, which neither outputs nor prose, comments or given parameters change."""
+    code = (_without_comments(cell.source) for cell in _own(notebook) if cell.cell_type == "code")
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
 def past_run(executed: Path, path: Path, values: Mapping[str, object]) -> nbformat.NotebookNode | None:
     """Return an executed copy if it is of a notebook's present code with these parameters, `out_dir` aside."""
     try:
-        made, own = read(executed), read(executed)
+        made = read(executed)
     except ValueError:
         return None
-    own.cells = [cell for cell in made.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     both = made.metadata.get("papermill", {}).get("parameters", {}), values
     first, second = ({key: value for key, value in part.items() if key != "out_dir"} for part in both)
-    return made if first == second and sources_hash(own) == sources_hash(read(path)) else None
+    return made if first == second and sources_hash(made) == sources_hash(read(path)) else None
+
+
+def _own(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return the cells that papermill did not inject."""
+    return [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
 def _without_comments(source: str) -> str:
@@ -196,7 +200,7 @@ def write_back(executed: Path, path: Path) -> None:
     `antinb.sources_sha256`: outputs are stale when it does not fit.
     """
     notebook = read(executed)
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.cells = _own(notebook)
     _forget(notebook.metadata)
     for cell in notebook.cells:
         _forget(cell.metadata)
