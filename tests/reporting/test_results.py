@@ -88,6 +88,7 @@ NOTEBOOK = json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_min
 def test_results_are_wholly_old_or_wholly_new_at_each_rename(tmp_path, monkeypatch, at_once):
     """A run is stopped before each system call that moves or removes something; the next run ends as if it had not."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.time, "monotonic", lambda: 0.0)
     plant(tmp_path, {"a.ipynb": NOTEBOOK})
     if not at_once:
         monkeypatch.setattr(results, "_exchange", lambda first, second: False)
