@@ -68,8 +68,8 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     Returns:
         Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, dropped,
         skewness, largest_share, warning`: the last is a sentence that names the remedy where the units cannot carry
-        the interval (too skewed, or an event seen by too few units), otherwise "". `largest_share` is that of the
-        largest deviation in the sum of squares.
+        the interval (too skewed, an event seen by too few units, or fewer than 50 units with `"skew"` or after
+        `controls.regression`), otherwise "". `largest_share` is that of the largest deviation in the sum of squares.
 
     Raises:
         ValueError: for fewer than two units in a condition, a constant or undefined statistic, an
@@ -104,9 +104,10 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
             ends = (skew_interval if method == "skew" else bounded_interval)(means, level)
         rest = means - np.array([means[conditions == kind].mean() for kind in conditions])
         bound = diagnostics.SKEWED if method == "t" else diagnostics.VERY_SKEWED
+        least = 0 if method == "t" and "control" not in values.attrs else diagnostics.FEW
         about = {"members": values.sizes["member"], "evaluations": evaluations(values)}
         about |= {"se": found.se, "df": found.df, "dropped": dropped, **diagnostics.shape(rest)}
-        warning = "" if method == "bounded" else diagnostics.warning(rest, REMEDIES[method], bound=bound)
+        warning = "" if method == "bounded" else diagnostics.warning(rest, REMEDIES[method], bound=bound, least=least)
         result = row((found.estimate, *ends), level=level, method=method, units=len(means), warning=warning, **about)
         rows.append({"statistic": name, "design": design(values), **result})
     return pd.DataFrame(rows)
@@ -126,7 +127,8 @@ def compare(
     `narrower_percent = 100 (1 - width_efficiency^(-1/2))`; the paper's "90% narrower" is an efficiency
     of 100. Intervals: studentized bootstrap of `log efficiency` over the units of both runs. If the unit means have
     heavy tails, they are too short: with 64 chi-squared pair means, nominal 95% cover about 90%, and with heavier ones
-    83%. Then there is a `warning`, for which the unit means need only fail the Shapiro-Wilk test of normality.
+    83%. Then there is a `warning`: where the unit means fail the Shapiro-Wilk test of normality, and always where
+    there are fewer than 200, which may pass it for want of power.
 
     Args:
         values: `(statistic, unit, member)` of the design.
@@ -172,7 +174,7 @@ def compare(
         _stratified(units.mean(1), np.zeros(len(units)), name)
         plain = plain.mean(1, keepdims=True) * members**0.5
         found = np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
-        about["warning"] = diagnostics.warning(units.mean(1), VARIANCES, tails=True)
+        about["warning"] = _heavy(units)
         quantiles = t_quantile(level, [units.size / members - 1, len(units) - 1])
         widths = found * (quantiles[0] / quantiles[1]) ** 2
         for quantity, numbers in (
@@ -217,7 +219,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
         if len(np.unique(classes)) > 1:
             raise ValueError("odd shares are those of one condition; select it first")
         _stratified(pairs.mean(1), classes, name)
-        about["warning"] = diagnostics.warning(pairs.mean(1), VARIANCES, tails=True)
+        about["warning"] = _heavy(pairs)
         ratio = np.exp(bootstrap_t(_log_odd_over_even, pairs, level=level, seed=seed))
         for quantity, numbers in (("odd_share", ratio / (1 + ratio)), ("predicted_efficiency", (1 + ratio) / 2)):
             named = {"statistic": name, "design": design(values), "quantity": quantity}
@@ -234,6 +236,11 @@ def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarr
     if dropped and not drop:
         raise ValueError(f"{name} is undefined in {dropped} of {len(table)} units; drop=True leaves them out, counted")
     return table[defined], conditions[defined], dropped
+
+
+def _heavy(units: np.ndarray) -> str:
+    """Return the sentence on the interval of a variance of unit means, from units `(unit, member)`."""
+    return diagnostics.warning(units.mean(1), VARIANCES, tails=True, least=diagnostics.FEW_SQUARES)
 
 
 def _stratified(means: np.ndarray, conditions: np.ndarray, name: str, *, constant: bool = False) -> Estimate:
