@@ -111,4 +111,4 @@ def from_network(network: UNet2DModel, config: Mapping[str, Any], **identity: ob
     Raises:
         ValueError: if the network does not return as many channels as it takes.
     """
-    return Consistency(config=config, **parts(network, **identity))
+    return Consistency(config=config, **parts(network, identity))

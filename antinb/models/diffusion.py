@@ -1,4 +1,4 @@
-"""Diffusion models: a network that predicts noise, or an exact mixture, and the scheduler that runs it."""
+"""Diffusion models: a network that predicts noise, image or velocity, or an exact mixture, and its scheduler."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from antinb import checks
 from antinb.models.draws import StepNoise, supply
 from antinb.models.exact import Mixture
 from antinb.models.generator import Integrator, Network, Step, check_noise, check_scheduler
-from antinb.models.networks import parts, scheduler, settings, tensors_hash
+from antinb.models.networks import learned, parts, scheduler, settings, tensors_hash
 
 __all__ = ["Diffusion", "from_mixture", "make_scheduler"]
 
 Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+LEARNED = ("learned", "learned_range")  # variance types of DDPM for networks that return variances
 
 
 @checks.typed
@@ -41,8 +43,8 @@ def make_scheduler(config: Mapping[str, Any], name: str = "ddim", *, clip: bool 
         clip: whether each predicted clean image is clipped to [-1, 1]; None takes the setting of `config`.
 
     Raises:
-        ValueError: for another scheduler, for a model that does not predict noise, or for clipping with
-            `"dpmsolver++"`, which cannot clip.
+        ValueError: for another scheduler, for a model that predicts neither the noise, nor the image, nor the
+            velocity, or for clipping with `"dpmsolver++"`, which cannot clip.
 
     Examples:
         >>> levels = make_scheduler({"num_train_timesteps": 100}, "ddim").alphas_cumprod
@@ -50,20 +52,19 @@ def make_scheduler(config: Mapping[str, Any], name: str = "ddim", *, clip: bool 
         (100, True)
     """
     check_scheduler("diffusion", name)
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        raise ValueError(f"the model must predict noise ('epsilon'); got {config['prediction_type']!r}")
+    checks.choice("prediction_type", config.get("prediction_type", "epsilon"), PREDICTIONS)
     if name == "dpmsolver++":
         if clip:
             raise ValueError("'dpmsolver++' does not clip the predicted image; got clip=True")
         own = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"}
-        return scheduler(DPMSolverMultistepScheduler, {**config, **own, "clip_sample": False})
+        return scheduler(DPMSolverMultistepScheduler, {**config, **own, "variance_type": None, "clip_sample": False})
     chosen = config if clip is None else {**config, "clip_sample": clip}
     return scheduler(DDIMScheduler, chosen) if name == "ddim" else scheduler(DDPMScheduler, chosen)
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion(Integrator):
-    """A network that predicts noise and the scheduler that runs it.
+    """A network that predicts the noise, the image or the velocity, and the scheduler that runs it.
 
     One DDIM step is `x <- sqrt(abar') x0 + sqrt(1 - abar' - s^2) e + s w` with `e = predict_noise(x, t)`,
     `x0 = (x - sqrt(1 - abar) e) / sqrt(abar)` and `s` growing with `eta` (arXiv 2010.02502, equations
@@ -71,9 +72,13 @@ class Diffusion(Integrator):
     is algorithm 2 of arXiv 2211.01095. All of them call the network once a step, or twice with guidance,
     `e = e_null + g (e_condition - e_null)` (arXiv 2207.12598, with `g = 1 + w`).
 
+    The configuration's `prediction_type` says what the network returns: the noise e (`"epsilon"`), the image x0
+    (`"sample"`) or the velocity `v = sqrt(abar) e - sqrt(1 - abar) x0` (`"v_prediction"`, arXiv 2202.00512). Its noise
+    is then `e = (x - sqrt(abar) x0) / sqrt(1 - abar)` or `e = sqrt(abar) v + sqrt(1 - abar) x`.
+
     Attributes:
-        network: `(x (B, C, H, W), t (), condition (B,) or None) -> noise (B, C, H, W)`.
-        config: configuration of any diffusers scheduler, for the noise levels.
+        network: `(x (B, C, H, W), t (), condition (B,) or None) -> output (B, C, H, W)`.
+        config: configuration of any diffusers scheduler, for the noise levels and the kind of output.
         shape: `(C, H, W)`.
         like: a tensor that sets the device and dtype.
         steps: number of steps.
@@ -84,6 +89,7 @@ class Diffusion(Integrator):
         null: the class that stands for no condition, where there is one.
         compile: whether the network runs through `torch.compile`, with its weights as constants.
         identity: name and sha256 of the weights, for the record.
+        learned: whether the network returns variances in as many channels again, which only `"ddpm"` uses.
 
     Examples:
         >>> model = Diffusion(lambda x, t, condition: x, {}, (1, 2, 2), torch.zeros(()), steps=2, clip=False)
@@ -106,6 +112,7 @@ class Diffusion(Integrator):
     null: int | None = None
     compile: bool = False
     identity: Mapping[str, object] = field(default_factory=dict)
+    learned: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
@@ -120,6 +127,9 @@ class Diffusion(Integrator):
         object.__setattr__(self, "eta", checks.number("eta", self.eta, 0, 1))
         if self.eta and self.scheduler != "ddim":
             raise ValueError(f"eta belongs to the scheduler 'ddim'; got eta={self.eta!r} with {self.scheduler!r}")
+        if self._uses_variance and not self.learned:
+            found = self.config["variance_type"]
+            raise ValueError(f"'ddpm' with variance_type {found!r} needs a network that returns variances; it does not")
 
     @property
     def evaluations(self) -> int:
@@ -134,13 +144,27 @@ class Diffusion(Integrator):
     def predict_noise(
         self, x: torch.Tensor, t: int | torch.Tensor, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the noise `eps_t(x)` that the sampler uses, `(B, C, H, W)` to the same; t = 0 is next to the data.
+        """Return the noise `eps_t(x)` of the network's output, `(B, C, H, W)` to the same; t = 0 is next to the data.
 
         Raises:
             ValueError: if `x` or the network's output has another shape, or guidance lacks a condition.
         """
         check_noise(x, self.shape)
-        return self._guided(x, t, condition)
+        return self._noise(x, t, self._guided(x, t, condition)[:, : x.shape[1]])
+
+    def _noise(self, x: torch.Tensor, t: int | torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the noise in x that the network's output implies."""
+        kind = self.config.get("prediction_type", "epsilon")
+        if kind == "epsilon":
+            return output
+        abar = self._fresh_scheduler.alphas_cumprod[int(t)].to(x)
+        if kind == "sample":
+            return (x - abar.sqrt() * output) / (1 - abar).sqrt()
+        return abar.sqrt() * output + (1 - abar).sqrt() * x
+
+    @property
+    def _uses_variance(self) -> bool:
+        return self.scheduler == "ddpm" and self.config.get("variance_type") in LEARNED
 
     @property
     def timesteps(self) -> list[int]:
@@ -173,10 +197,12 @@ class Diffusion(Integrator):
         )  # diffusers declares an int for t
         x = self._start(noise) * solver.init_noise_sigma
         for t in solver.timesteps[first:]:
-            eps = self.predict_noise(x, t, condition)
+            check_noise(x, self.shape)
+            output = self._guided(x, t, condition)
+            first_half = output[:, : x.shape[1]]
             with supply(len(x), draw, numbers) if stochastic else nullcontext():
-                following = take_step(eps, t, x)[0]
-            yield x, eps, following
+                following = take_step(output if self._uses_variance else first_half, t, x)[0]
+            yield x, self._noise(x, t, first_half), following
             x = following
 
     @cached_property
@@ -195,12 +221,13 @@ def steps_of(config: Mapping[str, Any]) -> int:
 def from_network(
     network: UNet2DModel | DiTTransformer2DModel, config: Mapping[str, Any], **identity: object
 ) -> Diffusion:
-    """Return the generator of a diffusers network that predicts noise; `config` is its scheduler's.
+    """Return the generator of a diffusers network; `config` is its scheduler's, and says what the network predicts.
 
     Raises:
-        ValueError: if the network does not predict noise, or returns other channels than it takes.
+        ValueError: if it predicts something else, or returns other channels than it takes and their variances.
     """
-    return Diffusion(config=config, steps=steps_of(config), **parts(network, **identity))
+    attributes = parts(network, identity, variance=True)
+    return Diffusion(config=config, steps=steps_of(config), learned=learned(network), **attributes)
 
 
 @checks.typed

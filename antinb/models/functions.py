@@ -32,8 +32,9 @@ class Function:
     """Any callable from noise `(B, *shape)` on `device` to images `(B, C, H, W)`, counted as one network call an image.
 
     Values go from black to white as `range` says; `generate` returns `2 (x - low) / (high - low) - 1`, from -1 to 1.
-    Data that are no images take the same four axes, such as signals `(B, 1, 1, length)`. The random numbers that the
-    callable draws itself are step noise; `antinb.draws` says which draws are understood.
+    The noise has the type `dtype`, by default single precision. Data that are no images take the same four axes, such
+    as signals `(B, 1, 1, length)`. The random numbers that the callable draws itself are step noise; `antinb.draws`
+    says which draws are understood.
 
     Raises:
         ValueError: if the shape is not of positive integers, the range not of two increasing numbers, or the function
@@ -50,6 +51,7 @@ class Function:
     device: torch.device = torch.device("cpu")
     range: tuple[float, float] = RANGE
     evaluations: int = 1
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         """Refuse a shape that is not of positive integers, and a range that is not of two increasing numbers."""
@@ -66,7 +68,7 @@ class Function:
         if condition is not None and not self._takes(*arguments):
             raise ValueError(f"{_name(self.function)} takes no condition; got {condition.tolist()}")
         with supply(len(noise), draw, itertools.count(1)) as mode:
-            images = self.function(*(argument.to(self.device) for argument in arguments))
+            images = self.function(noise.to(self.device, self.dtype), *(each.to(self.device) for each in arguments[1:]))
         mode.finish()
         if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) != len(noise):
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
@@ -97,6 +99,8 @@ class Function:
         }
         if isinstance(self.function, nn.Module):
             record["network_sha256"] = module_hash(self.function)
+        if self.dtype is not None:
+            record["dtype"] = str(self.dtype).removeprefix("torch.")
         if self.range != RANGE:
             record["range"] = list(self.range)
         return record | {"clip_image": False}

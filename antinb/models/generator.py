@@ -96,6 +96,7 @@ class Integrator(ABC):
     null: int | None
     compile: bool
     identity: Mapping[str, object]
+    learned: bool = False
 
     @abstractmethod
     def _run(
@@ -191,19 +192,24 @@ class Integrator(ABC):
             )
 
     def _guided(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        """Return the network's output, with guidance extrapolated from that of the null class."""
+        """Return the network's output, with guidance extrapolated from that of the null class.
+
+        Variances, where the network returns them, are those of the condition.
+        """
         if self.guidance == 1 or self.null is None:  # `_check` refuses guidance without a null class
             return self._output(x, t, condition)
         if condition is None:
             raise ValueError(f"guidance needs a condition; got None with guidance={self.guidance!r}")
         classes = torch.cat([condition, torch.full_like(condition, self.null)])
         towards, free = self._output(torch.cat([x, x]), t, classes).chunk(2)
-        return free + self.guidance * (towards - free)
+        guided = free + self.guidance * (towards - free)
+        return torch.cat([guided[:, : x.shape[1]], towards[:, x.shape[1] :]], 1) if self.learned else guided
 
     def _output(self, x: torch.Tensor, t: float | torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         output = self._compiled(x.to(self.like), torch.as_tensor(t, device=x.device), condition)
-        if output.shape != x.shape:
-            raise ValueError(f"the network must return the shape {tuple(x.shape)}; got {tuple(output.shape)}")
+        wanted = (len(x), (1 + self.learned) * x.shape[1], *x.shape[2:])
+        if output.shape != wanted:
+            raise ValueError(f"the network must return the shape {wanted}; got {tuple(output.shape)}")
         return output.to(x.dtype)
 
     def _start(self, noise: torch.Tensor) -> torch.Tensor:

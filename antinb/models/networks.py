@@ -57,8 +57,17 @@ def noise_shape(network: UNet2DModel | DiTTransformer2DModel) -> tuple[int, ...]
     return (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))
 
 
-def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> Parts:
+def learned(network: UNet2DModel | DiTTransformer2DModel) -> bool:
+    """Return whether a network returns a variance beside each number, in as many channels again."""
+    return network.config["out_channels"] == 2 * network.config["in_channels"]
+
+
+def parts(
+    network: UNet2DModel | DiTTransformer2DModel, identity: Mapping[str, object], *, variance: bool = False
+) -> Parts:
     """Put a network in evaluation mode and return the attributes of its generator.
+
+    With `variance` the network may return as many channels again, its own variances.
 
     The null class of guidance is the one after the last of a transformer, and that of a conditional UNet the one that
     its configuration names, `network.register_to_config(null_class=10)`; else it has none, for all may be real.
@@ -68,7 +77,7 @@ def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> P
     """
     config = network.config
     taken, returned = config["in_channels"], config["out_channels"]
-    if returned not in (taken, None):
+    if returned not in (taken, None) and not (variance and learned(network)):
         raise ValueError(f"the network must return its {taken} channels; got {returned}")
     if isinstance(network, UNet2DModel):
         classes, null = config["num_class_embeds"], config.get(NULL)
@@ -92,7 +101,7 @@ def parts(network: UNet2DModel | DiTTransformer2DModel, **identity: object) -> P
         "shape": noise_shape(network),
         "like": next(network.parameters()),
         "null": null,
-        "identity": identity | {"network_sha256": module_hash(network)},
+        "identity": {**identity, "network_sha256": module_hash(network)},
     }
 
 

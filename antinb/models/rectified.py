@@ -159,4 +159,4 @@ def from_network(
     if unknown:
         raise ValueError(f"a flow runs on a shifted uniform grid, without {unknown[0]}; got {config[unknown[0]]!r}")
     shift, levels = config.get("shift", 1.0), config.get("num_train_timesteps", 1000)
-    return RectifiedFlow(shift=shift, levels=levels, steps=min(50, levels), **parts(network, **identity))
+    return RectifiedFlow(shift=shift, levels=levels, steps=min(50, levels), **parts(network, identity))

@@ -13,8 +13,7 @@ from torch import nn
 from antinb import checks
 from antinb.analysis.statistics import Statistic
 from antinb.checks import plain, quoted
-from antinb.zoo import folders, shipped
-from antinb.zoo.loading import filled
+from antinb.zoo import folders, shipped, weights
 
 __all__ = ["Classifier", "load"]
 
@@ -96,11 +95,11 @@ def load(name: str | Path) -> Classifier:
     classes = folders.config(folders.enter(folder), "quality.json").get("classes")
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(label, str) for label in classes):
         raise ValueError(f"{plain(folder.name)}/quality.json must name the classes in a list; got {quoted(classes)}")
-    first = folders.header(folder, "model").shapes.get("0.weight", ())
+    first = weights.header(folder, "model").shapes.get("0.weight", ())
     if len(first) != 4:
         rule = "the first layer of a classifier is a convolution of weights (channels out, in, 3, 3)"
         raise ValueError(f"{plain(folder.name)}: {rule}; got {first}")
     build = partial(untrained, first[1], 32 if first[1] == 3 else 28, len(classes))
     with torch.random.fork_rng(devices=[]):
-        network, _ = filled(build, folder / "model.safetensors", torch.device("cpu"))
+        network, _ = weights.filled(build, folder, "model", weights.Place())
     return Classifier(network, classes)

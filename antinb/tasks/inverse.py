@@ -55,6 +55,8 @@ class Solver(ABC):
         if not isinstance(model, Diffusion) or model.scheduler != "ddim" or model.compile:
             kind = getattr(model, "scheduler", type(model).__name__)
             raise ValueError(f"a solver needs a diffusion model with scheduler 'ddim', not compiled; got {kind!r}")
+        if make_scheduler(model.config).alphas_cumprod[-1] == 0:
+            raise ValueError("a solver needs some of the image at every level; got a model whose last level has none")
         state = self._state(torch.zeros(1, *model.shape))
         dot_test(self.operator, model.shape, like=state)
         wanted = tuple(self.operator.A(state).shape)

@@ -15,11 +15,13 @@ from diffusers.utils import is_accelerate_available
 from torch import nn
 
 from antinb.checks import plain, quoted, reason
-from antinb.zoo import folders, settings
+from antinb.zoo import folders, settings, weights
+from antinb.zoo.weights import Place
 
 __all__: list[str] = []
 
 LIBRARIES = ("diffusers", "transformers")
+LABELS = {"id2label"}  # entries of an index that are tables of names, as in pipelines of DiT
 LONGEST_TEXT = 512  # words of a text whose encoder names no limit
 SAFETY = (
     "safety_checker",
@@ -27,8 +29,8 @@ SAFETY = (
 )  # left out, since an image that a checker blackens says nothing about its noise
 
 
-def load(folder: Path, device: torch.device) -> DiffusionPipeline:
-    """Return the pipeline in a folder, in evaluation mode and single precision, without its safety checker.
+def load(folder: Path, place: Place) -> DiffusionPipeline:
+    """Return the pipeline in a folder, in evaluation mode, without its safety checker and without a watermark.
 
     Every part is checked before the first is built. The classes must be public ones of diffusers or transformers,
     and the weights must be safetensors, complete, and as many as the configuration asks for. The pipeline is built
@@ -44,6 +46,7 @@ def load(folder: Path, device: torch.device) -> DiffusionPipeline:
         raise ValueError(f"{where} must name a pipeline of diffusers; got {quoted(kind)}")
     entries = {name: entry for name, entry in index.items() if not name.startswith("_")}
     plainer = {name: entry for name, entry in entries.items() if isinstance(entry, (bool, int, float, NoneType))}
+    plainer |= {name: entries[name] for name in LABELS & entries.keys() if isinstance(entries[name], dict)}
     parts = {name: entry for name, entry in entries.items() if name not in plainer}
     unused = SAFETY if SAFETY[0] in parts else ()
     classes = {name: None if name in unused else _part_class(folder, name, part) for name, part in parts.items()}
@@ -56,9 +59,8 @@ def load(folder: Path, device: torch.device) -> DiffusionPipeline:
         if part is not None:
             _check(folder, name, part)
     loaded = dict.fromkeys(needed) | plainer
-    loaded |= {name: None if part is None else _load(folder, name, part) for name, part in classes.items()}
-    if "requires_safety_checker" in taken:
-        loaded["requires_safety_checker"] = False
+    loaded |= {name: None if part is None else _load(folder, name, part, place.dtype) for name, part in classes.items()}
+    loaded |= dict.fromkeys(("requires_safety_checker", "add_watermarker"), False)
     for name, tokenizer in loaded.items():
         if hasattr(tokenizer, "model_max_length"):
             _cap(tokenizer, loaded.get(name.replace("tokenizer", "text_encoder")), f"{plain(folder.name)}/{name}")
@@ -67,7 +69,7 @@ def load(folder: Path, device: torch.device) -> DiffusionPipeline:
     except Exception as error:
         raise ValueError(f"{where}: the parts make no {kind}: {reason(error)}") from None
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(place.device)
 
 
 def _cap(tokenizer: Any, encoder: Any, where: str) -> None:  # noqa: ANN401
@@ -123,15 +125,15 @@ def _check(folder: Path, name: str, part: type) -> None:
         raise ValueError(f"{where} holds an adapter, adapter_config.json, whose network is elsewhere; merge it first")
     config = folders.config(own, "config.json")
     if issubclass(part, ModelMixin):
-        stem, build = folders.WEIGHTS, lambda: known.from_config(config)
+        stem, build = weights.WEIGHTS, lambda: known.from_config(config)
     else:
         stem, build = "model", lambda: known(known.config_class.from_dict(config))
-    found = folders.header(own, stem)
-    network = folders.sketch(build, found.shapes, where)
-    wanted, held = sum(parameter.numel() for parameter in network.parameters()), folders.numbers(found.shapes)
+    found = weights.header(own, stem)
+    network = weights.sketch(build, found.shapes, where)
+    wanted, held = sum(parameter.numel() for parameter in network.parameters()), weights.numbers(found.shapes)
     if wanted > held:
         raise ValueError(f"{where}: its configuration asks for {wanted} numbers, its weights hold {held}")
-    folders.check_types(found, network, where)
+    weights.check_types(found, network, where)
 
 
 def _check_vocabulary(own: Path, files: Mapping[str, str], where: str) -> None:
@@ -142,19 +144,21 @@ def _check_vocabulary(own: Path, files: Mapping[str, str], where: str) -> None:
         raise ValueError(f"{where}: a tokenizer needs its vocabulary; {lost[0]} is missing")
 
 
-def _load(folder: Path, name: str, part: type) -> object:
+def _load(folder: Path, name: str, part: type, dtype: torch.dtype) -> object:
     known: Any = part
     local: dict[str, object] = {"local_files_only": True}
     own, where = folders.part(folder, name), f"{plain(folder.name)}/{plain(name)}"
     network = issubclass(part, nn.Module)
     if network:
-        local |= {"use_safetensors": True, "output_loading_info": True}
+        stem = weights.WEIGHTS if issubclass(part, ModelMixin) else "model"
+        local |= {"use_safetensors": True, "output_loading_info": True, "variant": weights.variant(own, stem)}
     if issubclass(part, ModelMixin):
+        local["torch_dtype"] = dtype
         local["low_cpu_mem_usage"] = is_accelerate_available()
         if part._keep_in_fp32_modules and not is_accelerate_available():
             raise ValueError(f"{where}: a {part.__name__} needs accelerate: pip install accelerate")
     elif network:
-        local["dtype"] = torch.float32
+        local["dtype"] = dtype
     try:
         loaded = known.from_pretrained(own, **local)
     except Exception as error:
@@ -165,4 +169,4 @@ def _load(folder: Path, name: str, part: type) -> object:
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise ValueError(f"{where}: weights and configuration differ, first in {quoted(missing[0])}")
-    return loaded[0].float().eval()
+    return loaded[0].eval()

@@ -6,44 +6,37 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
 from antinb import checks, dataset
 from antinb.checks import plain, quoted
-from antinb.models import consistency, decoders, diffusion, functions, networks, pipelines, rectified
+from antinb.models import functions, pipelines
 from antinb.models.exact import Mixture
 from antinb.models.generator import Generator
-from antinb.zoo import folders, mixtures, settings, shipped
+from antinb.zoo import folders, kinds, mixtures, settings, shipped, weights
 from antinb.zoo.mixtures import MIXTURE
 from antinb.zoo.shipped import registry
-
-if TYPE_CHECKING:
-    from antinb.models import normalizing
+from antinb.zoo.weights import Place
 
 __all__ = ["load", "mixture", "untrained"]
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 WANTED = ["*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model.safetensors"]
-UNWANTED = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.ema.*", "safety_checker/*", "*onnx*", "*openvino*", "*flax*"]
-OWN_KINDS = {"vae": ("latent", "width"), "normalizing flow": ("layers", "width", "size")}
-DENOISERS = ("unet", "transformer")
+UNWANTED = ["*.non_ema.*", "*.ema.*", "safety_checker/*", "*onnx*", "*openvino*", "*flax*"]
+HALF = ["*.fp16.*", "*.fp16-*"]  # a second copy of the weights, but where it is the only one
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 MARKS = (folders.INDEX, "config.json", MIXTURE, *folders.PARTS)  # one of them is in the folder of any model
 A_MODEL = (
     "a model is a shipped name, an id 'owner/name' of the hub, a diffusers pipeline, a callable, or a folder with "
     "model_index.json, config.json, or unet/ or transformer/ beside scheduler/"
 )
 OWN_LOOP = ("DDPMPipeline", "DDIMPipeline")  # pipelines that antinb's own sampler repeats step by step
-
-Built = TypeVar("Built", bound=nn.Module)
-Look = Callable[[nn.Module, str], None]
-Sampler = diffusion.Diffusion | rectified.RectifiedFlow | consistency.Consistency
 
 
 def load(
@@ -57,9 +50,10 @@ def load(
     compile: bool | None = None,  # noqa: A002
     shape: tuple[int, ...] | None = None,
     range: tuple[float, float] | None = None,  # noqa: A002
-    prompts: Sequence[str] = (),
+    prompts: Sequence[str] | str | Path = (),
     options: Mapping[str, object] | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Generator:
     """Return the generator of a shipped model, a folder, a model of the hub, a diffusers pipeline or a callable.
 
@@ -78,9 +72,12 @@ def load(
         compile: whether the network runs through `torch.compile`.
         shape: shape of one noise, which a callable needs and no other source takes.
         range: what a callable returns for black and white, such as `(0, 1)` or `(0, 255)`; None takes `(-1, 1)`.
-        prompts: the prompts that the conditions 0, 1, ... of a text pipeline stand for.
+        prompts: the prompts that the conditions 0, 1, ... of a text pipeline stand for, as a list or as the path of a
+            file with one a line.
         options: further arguments of a pipeline's call, such as `{"height": 512, "image": picture}`.
-        device: where the network runs; a pipeline object stays where it is.
+        device: where the network runs, such as `"cuda"`; None takes the CPU, and leaves a pipeline object where it is.
+        dtype: precision of the network, `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; None takes float32, and
+            leaves a pipeline object or a module as it is. The noise is always drawn on the CPU, in single precision.
 
     Raises:
         ValueError: if the source is unknown or the hub cannot be reached; if a file is not the registered one,
@@ -98,23 +95,22 @@ def load(
     given = {"steps": steps, "scheduler": scheduler, "clip": clip, "eta": eta, "guidance": guidance, "compile": compile}
     refused = ", ".join([*given, "prompts", "options"])
     given = {name: value for name, value in given.items() if value is not None}
-    extras = {"prompts": prompts, "options": options or {}}
+    extras = {"prompts": _prompts(prompts), "options": options or {}}
     if (shape, range) != (None, None) and (isinstance(source, DiffusionPipeline) or not callable(source)):
         found = f"shape={quoted(shape)}, range={quoted(range)}"
         raise ValueError(f"shape= and range= belong to a callable, other models have their own; got {found}")
+    place = _where(device, dtype)
     if isinstance(source, DiffusionPipeline):
-        return _pipeline(source, given, **extras)
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (AssertionError, RuntimeError, TypeError):
-        rule = "device must be one that torch has here, such as 'cpu' or 'cuda:0'"
-        raise ValueError(f"{rule}; got {quoted(device)}") from None
+        moved = {"device": place.device} if device is not None else {}
+        moved |= {"dtype": place.dtype} if dtype is not None else {}
+        return _pipeline(source.to(**moved) if moved else source, given, **extras)
     if callable(source):
         if shape is None or given or extras["prompts"] or extras["options"]:
             raise ValueError(f"a callable needs shape= and takes no {refused}; got {shape=!r}, {quoted(given)}")
-        module = isinstance(source, torch.nn.Module)
-        return functions.Function(source.to(place).eval() if module else source, shape, place, range or dataset.RANGE)
+        own = place.dtype if dtype is not None else None
+        if isinstance(source, nn.Module):
+            source = source.to(place.device, own).eval()
+        return functions.Function(source, shape, place.device, range or dataset.RANGE, dtype=own)
     folder = _place(source)
     with torch.random.fork_rng(devices=[]):
         if (folder / folders.INDEX).exists():
@@ -125,7 +121,44 @@ def load(
         if extras["prompts"] or extras["options"]:
             rule = "prompts= and options= belong to a pipeline"
             raise ValueError(f"{rule}; {quoted(str(source))} runs in antinb's own loop")
-        return _folder(folder, place).with_(**given)
+        return kinds.read(folder, place).with_(**given)
+
+
+def _where(device: str | torch.device | None, dtype: str | torch.dtype | None) -> Place:
+    """Return the place of a device and a precision.
+
+    Raises:
+        ValueError: if torch has no such device here, or the precision is none that networks run in.
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=found)
+    except (AssertionError, RuntimeError, TypeError):
+        rule = "device must be one that torch has here, such as 'cpu' or 'cuda:0'"
+        raise ValueError(f"{rule}; got {quoted(device)}") from None
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    return Place(found, getattr(torch, "float32" if name is None else checks.choice("dtype", name, DTYPES)))
+
+
+def _prompts(given: Sequence[str] | str | Path) -> Sequence[str]:
+    """Return prompts, read from a file if a path is given, one a line.
+
+    Raises:
+        ValueError: if there is no such file, or it holds no prompts.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        return given
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise ValueError(f"prompts must be a list of strings, or a file with one a line; got {quoted(str(given))}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except ValueError:
+        raise ValueError(f"{plain(path.name)} is no text in UTF-8") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ValueError(f"{plain(path.name)} must hold one prompt a line; it holds none")
+    return found
 
 
 def _place(source: str | Path) -> Path:
@@ -149,7 +182,7 @@ def _place(source: str | Path) -> Path:
     raise ValueError(checks.unknown("no model or folder", name, known, "shipped are"))
 
 
-def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sampler:
+def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> kinds.Sampler:
     """Return the generator of a network with fresh random weights, which shows what its architecture does by itself.
 
     Raises:
@@ -161,13 +194,13 @@ def untrained(source: str | Path, *, seed: int, steps: int | None = None) -> Sam
     """
     folder, seed = _place(source), checks.seed(seed)
     config = settings.scheduler(folder)
-    build, path = _denoiser(folder)
-    _check(build, path, settings.check_images)
+    build, own = kinds.denoiser(folder)
+    weights.check(build, own, weights.WEIGHTS, settings.check_images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
     identity = {"model": f"{folder.name}, untrained", "initialisation_seed": seed}
-    return _from_network(network, config, **identity).with_(steps=steps)
+    return kinds.from_network(network, config, **identity).with_(steps=steps)
 
 
 def mixture(name: str) -> Mixture:
@@ -192,6 +225,10 @@ def _download(name: str) -> Path:
         ValueError: if the hub cannot be reached and the model is not in its cache, or there is no such model.
     """
     try:
+        folder = Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=[*UNWANTED, *HALF]))
+        parts = [path.parent for path in folder.glob("*/config.json")]
+        if all(any(part.glob("*.safetensors")) for part in parts):
+            return folder
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -214,93 +251,3 @@ def _pipeline(
     steps = {"steps": given["steps"]} if "steps" in given else {}
     own = {arguments[key]: value for key, value in given.items() if key != "steps"}
     return pipelines.Pipeline(source, **steps, options={**options, **own}, prompts=prompts)
-
-
-def _folder(
-    folder: Path, device: torch.device
-) -> Sampler | decoders.Decoder | decoders.Latent | normalizing.NormalizingFlow:
-    if (folder / "config.json").exists() and not (folder / folders.INDEX).exists():
-        return _one_call(folder, device)
-    config = settings.scheduler(folder)
-    if (folder / MIXTURE).exists():
-        known, size, path = mixtures.read(folder, device)
-        return diffusion.from_mixture(known, size, config, model=folder.name, weights_sha256=folders.sha256(path))
-    network, path = filled(*_denoiser(folder), device, settings.check_images)
-    sampler = _from_network(network, config, model=folder.name, weights_sha256=folders.sha256(path))
-    if not (folder / "vae").is_dir():
-        return sampler
-    autoencoder, path = filled(*_known(folder / "vae", {"AutoencoderKL": AutoencoderKL}), device)
-    return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": folders.sha256(path)})
-
-
-def _denoiser(folder: Path) -> tuple[Callable[[], nn.Module], Path]:
-    """Return what builds the network of a diffusers folder, and the path of its weights."""
-    part = next((name for name in DENOISERS if (folder / name).is_dir()), DENOISERS[0])
-    return _known(folders.part(folder, part), networks.CLASSES)
-
-
-def _known(folder: Path, classes: Mapping[str, type[Built]]) -> tuple[Callable[[], Built], Path]:
-    config, where = folders.config(folder, "config.json"), f"{plain(folder.parent.name)}/{plain(folder.name)}"
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in classes:
-        raise ValueError(f"{where} must be {' or '.join(classes)}; got {quoted(name)}")
-    settings.check(config, [classes[name]], f"{where}/config.json")
-    null = config.pop(networks.NULL, None)
-
-    def build() -> Built:
-        network = getattr(classes[name], "from_config")(config)  # noqa: B009
-        if null is not None:
-            network.register_to_config(**{networks.NULL: null})
-        return network
-
-    return build, folder / f"{folders.WEIGHTS}.safetensors"
-
-
-def _check(build: Callable[[], nn.Module], path: Path, look: Look | None = None) -> None:
-    """Refuse a network, before it is built, whose configuration does not fit the weights at `path`."""
-    name, found = plain(path.parent.name), folders.header(path.parent, path.stem)
-    network = folders.sketch(build, found.shapes, name)
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    if wanted != found.shapes:
-        first = min(wanted.items() ^ found.shapes.items())[0]
-        raise ValueError(f"{name}: weights and configuration differ, first in {quoted(first)}")
-    folders.check_types(found, network, name)
-    if look:
-        look(network, name)
-
-
-def filled(
-    build: Callable[[], Built], path: Path, device: torch.device, look: Look | None = None
-) -> tuple[Built, Path]:
-    """Return a network on its device with its weights, and their path; `look` may refuse its sketch."""
-    _check(build, path, look)
-    network = build()
-    network.load_state_dict(folders.tensors(path.parent, path.name, device)[0])
-    return network.to(device), path
-
-
-def _from_network(network: nn.Module, config: dict[str, Any], **identity: object) -> Sampler:
-    """Return the generator of a network; its scheduler says what the network predicts, by default the noise."""
-    return settings.KINDS[config["_class_name"]].from_network(network, config, **identity)
-
-
-def _one_call(folder: Path, device: torch.device) -> decoders.Decoder | normalizing.NormalizingFlow:
-    """Return the generator of a folder in antinb's own format, which makes an image in one call."""
-    config, where = folders.config(folder, "config.json"), f"{plain(folder.name)}/config.json"
-    kind = config.get("kind")
-    if not isinstance(kind, str) or kind not in OWN_KINDS:
-        raise ValueError(f"{where}: kind must be one of {', '.join(OWN_KINDS)}; got {quoted(kind)}")
-    missing = set(OWN_KINDS[kind]) - set(config)
-    if missing:
-        raise ValueError(f"{where} lacks {min(missing)!r}")
-    sizes = [checks.integer(f"{where}: {name}", config[name], 1) for name in OWN_KINDS[kind]]
-    weights = folder / "model.safetensors"
-    if kind == "vae":
-        network, path = filled(partial(decoders.decoder, *sizes), weights, device)
-        identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
-        return decoders.Decoder(network, config["latent"], identity)
-    from antinb.models import normalizing  # zuko turns off torch's checks of distributions, so it is imported here only
-
-    network, path = filled(partial(normalizing.flow, *sizes), weights, device)
-    identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
-    return normalizing.NormalizingFlow(network, (1, config["size"], config["size"]), identity)

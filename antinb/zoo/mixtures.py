@@ -12,7 +12,7 @@ from torch import nn
 from antinb import checks
 from antinb.checks import plain, quoted
 from antinb.models.exact import Mixture
-from antinb.zoo import folders
+from antinb.zoo import weights
 
 __all__: list[str] = []
 
@@ -26,11 +26,11 @@ def read(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], 
         ValueError: if the file is not whole, or its tensors are not those of a mixture of images.
     """
     what, keys = f"{plain(folder.name)}/{MIXTURE}", ("weights", "means", "factors", "variances")
-    found = folders.header(folder, Path(MIXTURE).stem)
+    found = weights.header(folder, Path(MIXTURE).stem)
     missing = set(keys) - set(found.shapes) or {"shape"} - set(found.metadata)
     if missing:
         raise ValueError(f"{what} lacks {min(missing)!r}")
-    folders.check_types(found, nn.Identity(), what)
+    weights.check_types(found, nn.Identity(), what)
     count, *rest = found.shapes["means"] or (0,)
     rank = found.shapes["factors"][-1:]
     wanted = {"weights": (count,), "means": (count, *rest), "factors": (count, *rest, *rank), "variances": (count,)}
@@ -44,7 +44,7 @@ def read(folder: Path, device: torch.device) -> tuple[Mixture, tuple[int, ...], 
             "needs weights (K), means (K, d), factors (K, d, r), variances (K), and in its metadata a shape of d values"
         )
         raise ValueError(f"{what} {rule}; got {quoted(sizes)}, {quoted(found.metadata['shape'])}")
-    tensors, _ = folders.tensors(folder, MIXTURE, device)
+    tensors = weights.tensors(folder, Path(MIXTURE).stem, device)
     parts = [tensors[key].float() for key in keys]
     if not all(part.isfinite().all() for part in parts) or min(parts[0].min(), parts[3].min()) <= 0:
         raise ValueError(f"{what} must hold finite numbers, and weights and variances above 0")

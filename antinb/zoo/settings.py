@@ -92,18 +92,19 @@ def scheduler(folder: Path) -> dict[str, Any]:
     for key, values in OTHER_LEVELS.items():
         if config.get(key) not in values:
             raise ValueError(f"{where}: antinb's own loop runs no model with {key}; got {quoted(config[key])}")
-    if config.get("prediction_type", "epsilon") == "epsilon":
-        _check_levels(config, diffusers.LCMScheduler if name == "LCMScheduler" else diffusers.DDIMScheduler, where)
+    checks.choice(f"{where}: prediction_type", config.get("prediction_type", "epsilon"), diffusion.PREDICTIONS)
+    _check_levels(config, diffusers.LCMScheduler if name == "LCMScheduler" else diffusers.DDIMScheduler, where)
     return config
 
 
 def _check_levels(config: dict[str, Any], kind: Any, where: str) -> None:  # noqa: ANN401
-    """Refuse noise levels that are no decreasing numbers between 0 and 1."""
+    """Refuse noise levels that are no decreasing numbers between 0 and 1; the last is 0 for no prediction of noise."""
     try:
         levels = networks.scheduler(kind, config).alphas_cumprod
     except Exception as error:
         raise ValueError(f"{where} describes no {kind.__name__}: {reason(error)}") from None
-    if not (0 < levels[-1] and levels[0] < 1 and (levels.diff() <= 0).all()):  # NaN compares as false
+    last = levels[-1] > 0 or (levels[-1] == 0 and config.get("prediction_type", "epsilon") != "epsilon")
+    if not (last and levels[0] < 1 and (levels.diff() <= 0).all()):  # NaN compares as false
         raise ValueError(f"{where}: the share of the image must fall from below 1 to above 0; got {quoted(levels)}")
 
 

@@ -102,7 +102,7 @@ def test_conditions_reach_the_network():
         (lambda g: g.with_(scheduler="dpmsolver++", clip=True), "clip=True"),
         (lambda g: g.generate(torch.zeros(2, 1, 7, 8)), r"\(2, 1, 7, 8\)"),
         (lambda g: diffusion.from_mixture(random_mixture(), (1, 5, 5), LINEAR), r"\(1, 5, 5\)"),
-        (lambda g: diffusion.make_scheduler({"prediction_type": "v_prediction"}), "v_prediction"),
+        (lambda g: diffusion.make_scheduler({"prediction_type": "flow_prediction"}), "flow_prediction"),
         (lambda g: functions.Function(abs, (3, 0)), r"\(3, 0\)"),
         (lambda g: functions.Function(lambda z: z[0], SHAPE).generate(torch.zeros(2, *SHAPE)), r"\(1, 8, 8\)"),
         (lambda g: functions.Function(lambda z: None, SHAPE).generate(torch.zeros(2, *SHAPE)), "NoneType"),
@@ -253,5 +253,5 @@ def test_a_transformer_is_a_conditional_generator_with_a_null_class():
     assert (towards - free).abs().max() > 1e-3
     with pytest.raises(ValueError, match="classes 0 to 3; got"):
         generator.with_(guidance=1.0).generate(z, condition=torch.tensor([0, 4]))
-    with pytest.raises(ValueError, match="must return its 1 channels; got 2"):
-        diffusion.from_network(tiny_transformer(out_channels=2), LINEAR)
+    with pytest.raises(ValueError, match="must return its 1 channels; got 3"):
+        diffusion.from_network(tiny_transformer(out_channels=3), LINEAR)

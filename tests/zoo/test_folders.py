@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import antinb
 from antinb import zoo
-from antinb.zoo import components, folders, loading
+from antinb.zoo import components, folders, loading, weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEGABYTES = 64  # that refusing a folder may add to the peak of memory
@@ -111,10 +111,13 @@ CASES = {
         lambda folder: edit(folder / "tokenizer" / "tokenizer_config.json", auto_map={"AutoTokenizer": "own.T"}),
         "tokenizer/tokenizer_config.json asks for code of its own, which is never run",
     ),
-    "pickles only": (pickled, "it holds the pickle diffusion_pytorch_model.bin, which is never loaded: convert it"),
+    "pickles only": (
+        pickled,
+        "it holds the pickle diffusion_pytorch_model.bin, which is never loaded; where you trust it",
+    ),
     "a pickle called safetensors": (
         lambda folder: replaced(folder / "unet" / WEIGHTS, pickle.dumps(Bomb())),
-        "is a pickle; only safetensors is loaded: convert it",
+        "is a pickle, which is never loaded; where you trust it",
     ),
     "10^12 parameters": (
         lambda folder: edit(folder / "unet" / "config.json", block_out_channels=[300_000, 300_000]),
@@ -194,7 +197,7 @@ def test_a_hostile_folder_is_refused_before_anything_is_built(name, folder, monk
 )
 def test_networks_of_the_own_loop_are_checked_alike(changes, reason, ddpm, monkeypatch):
     edit(ddpm / "unet" / "config.json", **changes)
-    monkeypatch.setattr(folders, "tensors", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(weights, "tensors", lambda *_: pytest.fail("weights were loaded"))
     for load in (antinb.load, lambda source: zoo.untrained(source, seed=0)):
         with pytest.raises(ValueError, match=reason):
             load(ddpm)
