@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from antinb.analysis.statistics import measure
     from antinb.dataset import open  # noqa: A004
-    from antinb.models import draws, exact
+    from antinb.models import draws, exact, surrogates
     from antinb.reporting import figures, report
     from antinb.sampling import sample
     from antinb.tasks import classifier, editing, inverse, operators
@@ -37,6 +37,7 @@ __all__ = [
     "noise",
     "draws",
     "exact",
+    "surrogates",
     "zoo",
     "operators",
     "inverse",
@@ -59,7 +60,7 @@ __all__ = [
 
 _FUNCTIONS = {"load": "zoo", "sample": "sampling", "open": "dataset", "measure": "analysis.statistics"}
 _ROOMS = {
-    "models": ("draws", "exact"),
+    "models": ("draws", "exact", "surrogates"),
     "tasks": ("operators", "inverse", "editing", "classifier"),
     "analysis": (
         "statistics",

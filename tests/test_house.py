@@ -110,7 +110,7 @@ print(sorted({HEAVY!r} & set(sys.modules)))
 
 
 def test_the_face_is_short_and_an_editor_knows_it():
-    assert len(antinb.__all__) == len(set(antinb.__all__)) <= 25
+    assert len(antinb.__all__) == len(set(antinb.__all__)) <= 26
     typed = {
         alias.asname or alias.name
         for block in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
@@ -138,7 +138,7 @@ def public():
 
 def test_the_public_functions_and_classes_are_counted():
     assert all(hasattr(import_module(name), "__all__") for name in MODULES if name.count(".") == 2)
-    assert len(public()) <= 120, "\n".join(public())
+    assert len(public()) <= 128, "\n".join(public())
 
 
 def names_used(tree):

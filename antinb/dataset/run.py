@@ -219,8 +219,8 @@ def _json(text: object) -> Any:  # noqa: ANN401
 
 def _calls(text: object) -> int:
     calls = _json(text)
-    if type(calls) is not int or calls < 1:
-        raise ValueError(f"the evaluations of an image are a positive integer; got {quoted(text)}")
+    if type(calls) is not int or calls < 0:
+        raise ValueError(f"the evaluations of an image are an integer of at least 0; got {quoted(text)}")
     return calls
 
 

@@ -19,28 +19,9 @@ from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
 
-from antinb.models.exact import Mixture
+from antinb.models.fitting import maximised
 
 COMPONENTS, RANK, IMAGES, ROUNDS, SEED = 16, 48, 20_000, 15, 0
-
-
-def maximise(data: torch.Tensor, shares: torch.Tensor) -> Mixture:
-    """Return the mixture of highest likelihood given each image's shares `(N, K)` of the components."""
-    weights, means, factors, variances = [], [], [], []
-    for share in shares.T:
-        mine = share > 1e-6
-        part, weight = data[mine], share[mine] / share[mine].sum()
-        mean = weight @ part
-        rows = weight.sqrt()[:, None] * (part - mean)
-        total = rows.square().sum()
-        _, singular, basis = torch.svd_lowrank(rows, q=RANK + 16, niter=4)
-        spread = singular[:RANK].square()
-        variance = (total - spread.sum()) / (data.shape[1] - RANK)
-        weights.append(share.mean())
-        means.append(mean)
-        factors.append(basis[:, :RANK] * (spread - variance).clamp(min=0).sqrt())
-        variances.append(variance)
-    return Mixture(torch.stack(weights), torch.stack(means), torch.stack(factors), torch.stack(variances))
 
 
 @click.command()
@@ -55,10 +36,10 @@ def fit(name: str, data: Path | None, out: Path) -> None:
     flat = torch.from_numpy(images.scaled(pixels[order])).flatten(1)
     train, held_out = flat[:IMAGES], flat[IMAGES : IMAGES + 5000]
     labels = kmeans2(train.numpy(), COMPONENTS, minit="++", seed=SEED)[1]
-    mixture = maximise(train, torch.nn.functional.one_hot(torch.from_numpy(labels).long(), COMPONENTS).float())
+    mixture = maximised(train, torch.nn.functional.one_hot(torch.from_numpy(labels).long(), COMPONENTS).float(), RANK)
     curve = []
     for _ in range(ROUNDS):
-        mixture = maximise(train, mixture.responsibilities(train).float())
+        mixture = maximised(train, mixture.responsibilities(train).float(), RANK)
         curve.append([mixture.log_density(part).mean().item() / flat.shape[1] for part in (train, held_out)])
         click.echo(f"round {len(curve)}/{ROUNDS}: log density a pixel {curve[-1][0]:.4f}, held out {curve[-1][1]:.4f}")
     out.mkdir(parents=True, exist_ok=True)
