@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import html
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -76,11 +78,16 @@ def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -
     """
     pd.set_option("display.max_colwidth", None)
     told = os.environ.get(results.PLACE)
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    start = Path(shell.starting_dir) if shell else Path.cwd()
+    ipython = _notebook()
+    start = Path(ipython.get_ipython().starting_dir) if ipython else Path.cwd()
     folder = Path(told) if told else start / Path(out_dir).expanduser() / _own_name(notebook)
     return Report(folder, notebook, dict(parameters))
+
+
+def _notebook() -> ModuleType | None:
+    """Return the module IPython if it runs this code, otherwise None."""
+    ipython = sys.modules.get("IPython")
+    return ipython if ipython and ipython.get_ipython() else None
 
 
 def _own_name(notebook: str) -> str:
@@ -106,7 +113,8 @@ class Report:
     def save_figure(self, fig: Figure, id: str, caption: str, data: pd.DataFrame | xr.DataArray) -> None:  # noqa: A002
         """Write the figure as PNG, SVG and PDF, the numbers drawn as CSV (gzipped if long), and what made it as JSON.
 
-        Caption, parameters, sha256 of the numbers, versions and commit are in the metadata of all.
+        Caption, parameters, sha256 of the numbers, versions and commit are in the metadata of all. In a notebook the
+        figure is shown, with id and caption under it.
 
         Args:
             fig: the figure.
@@ -148,6 +156,11 @@ class Report:
         files = [*(f"{id}.{kind}" for kind in metadata), table, f"{id}.json"]
         self._figures[id] = {"id": id, "caption": caption, "files": files}
         self._write()
+        if ipython := _notebook():
+            under = {"text/plain": f"{id}. {caption}", "text/html": f"<b>{id}.</b> {html.escape(caption)}"}
+            ipython.display.display(fig)
+            ipython.display.display(under, raw=True)
+            plt.close(fig)
 
     def claim(
         self,

@@ -5,9 +5,12 @@ import json
 import math
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -105,6 +108,19 @@ def test_a_figure_carries_its_provenance(book, figure, tmp_path):
     written = json.loads((folder / "manifest.json").read_text())
     assert [set(entry) for entry in written["figures"]] == [{"id", "caption", "files"}]
     assert all((folder / file).exists() for file in written["figures"][0]["files"])
+
+
+def test_a_notebook_shows_the_figure_once_with_its_caption_under_it(book):
+    InteractiveShell.instance()
+    try:
+        with capture_output() as shown:
+            book.save_figure(plt.figure(), "fig-01-1", "Less < more.", pd.DataFrame({"x": [0.0]}))
+    finally:
+        InteractiveShell.clear_instance()
+    picture, under = (output.data for output in shown.outputs)
+    assert picture["text/plain"].startswith("<Figure")
+    assert under == {"text/plain": "fig-01-1. Less < more.", "text/html": "<b>fig-01-1.</b> Less &lt; more."}
+    assert not plt.get_fignums()
 
 
 def test_the_same_figure_twice_is_the_same_bytes(book, figure, tmp_path):
