@@ -35,6 +35,7 @@ def sampled(design, seed, **options):
 
 
 RUN, OTHER, TRACED = sampled(PAIRS, 0), sampled(PLAIN, 1), sampled(noise.antithetic(12), 0, trajectory=True)
+SHIFTED = RUN.assign(image=RUN["image"] + 0.1)
 LARGE = dataset.build({"image": noise.antithetic(8).draw((1, 12, 12), seed=0)}, {"seed": 0})
 AGAIN = statistics.measure(sampled(PAIRS, 7), statistics.brightness, statistics.contrast)
 VALUES, BASELINE = (statistics.measure(run, statistics.brightness, statistics.contrast) for run in (RUN, OTHER))
@@ -254,6 +255,18 @@ KINDS = {
     "bins": whole(7, 0),
     "min_sd": real(0.0625, -1, 7),
     "run": run(RUN),
+    "run_a": run(RUN, OTHER),
+    "run_b": run(SHIFTED, OTHER),
+    "summary.statistics": (
+        [statistics.brightness],
+        [(statistics.brightness,)],
+        ["brightness", ["contrst"], [], None, 1],
+    ),
+    "margins": ({"brightness": 0.1}, [{"brightness": np.float64(0.1)}], [1, "no", {"brightnes": 1}, {"brightness": 0}]),
+    "looks": whole(2, 0),
+    "metrics": ([], [()], [["no"], "no", 1, [1], [lambda a, b: 1]]),
+    "side_by_side.units": ([3, 1], [(3, 1), np.array([3, 1])], [[99], 3, "no", [[1]], [None], [0.5]]),
+    "gain": real(2.0, 0, -1),
     "kid.baseline": run(OTHER),
     "scores.run": run(LARGE, RUN),
     "scores.features": thing(flat, lambda images: images[0], lambda images: "x"),

@@ -9,7 +9,7 @@ import xarray as xr
 from helpers import LINEAR, SHAPE, random_mixture
 
 import antinb
-from antinb import controls, correlation, dataset, diversity, estimation, noise, planning, statistics
+from antinb import comparison, controls, correlation, dataset, diversity, estimation, noise, planning, statistics
 from antinb.models import diffusion
 
 ABOUT = {"design": {"name": "antithetic"}, "seed": 0, "evaluations": 1}
@@ -38,6 +38,8 @@ OF_A_RUN = {
     "pixelwise": estimation.pixelwise,
     "measure": lambda run: statistics.measure(run, statistics.brightness),
     "scores": lambda run: diversity.scores(run, flat),
+    "shift": lambda run: comparison.summary(run, RUN, [statistics.contrast]),
+    "images": lambda run: comparison.images(run, RUN.assign(image=RUN["image"] ** 2)),
     "kid": lambda run: diversity.kid(run, run, flat),
 }
 

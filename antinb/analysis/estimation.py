@@ -96,7 +96,7 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
             found = f"{table.min():g} to {table.max():g}"
             raise ValueError(f"the method 'bounded' is for a statistic in [0, 1]; {name} goes from {found}")
         means = table.mean(1)
-        found = _stratified(means, conditions, name, constant=method == "bounded")
+        found = stratified(means, conditions, name, constant=method == "bounded")
         ends = found.interval(level)
         if method != "t":
             if len(np.unique(conditions)) > 1:
@@ -171,7 +171,7 @@ def compare(
         about["dropped"] = left + more
         if len({*classes.tolist(), *others.tolist()}) > 1:
             raise ValueError("designs are compared within one condition; select it in both runs first")
-        _stratified(units.mean(1), np.zeros(len(units)), name)
+        stratified(units.mean(1), np.zeros(len(units)), name)
         plain = plain.mean(1, keepdims=True) * members**0.5
         found = np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
         about["warning"] = _heavy(units)
@@ -218,7 +218,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
         pairs, classes, about["dropped"] = _unit_members(values.sel(statistic=name), name, drop)
         if len(np.unique(classes)) > 1:
             raise ValueError("odd shares are those of one condition; select it first")
-        _stratified(pairs.mean(1), classes, name)
+        stratified(pairs.mean(1), classes, name)
         about["warning"] = _heavy(pairs)
         ratio = np.exp(bootstrap_t(_log_odd_over_even, pairs, level=level, seed=seed))
         for quantity, numbers in (("odd_share", ratio / (1 + ratio)), ("predicted_efficiency", (1 + ratio) / 2)):
@@ -243,7 +243,7 @@ def _heavy(units: np.ndarray) -> str:
     return diagnostics.warning(units.mean(1), VARIANCES, tails=True, least=diagnostics.FEW_SQUARES)
 
 
-def _stratified(means: np.ndarray, conditions: np.ndarray, name: str, *, constant: bool = False) -> Estimate:
+def stratified(means: np.ndarray, conditions: np.ndarray, name: str, *, constant: bool = False) -> Estimate:
     kinds, counts = np.unique(conditions, return_counts=True)
     if not len(counts) or counts.min() < 2:
         raise ValueError(f"an interval needs at least two units a condition; {name} has {counts.tolist() or 0}")
