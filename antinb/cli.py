@@ -135,10 +135,15 @@ def report(out: Path) -> None:
 @click.option("--seed", required=True, type=int)
 @click.option("--steps", type=int, help="Steps of the sampler.  [50]")
 @click.option("--scheduler", help="Sampler, such as ddim, ddpm or dpmsolver++.")
-@click.option("--condition", type=int, help="One class for all units, of a conditional model.")
+@click.option("--condition", help="One class or prompt for all units, by its number, or 'in turn', one a unit.")
 @click.option("--prompt", "prompts", multiple=True, help="Condition 0, 1, ... of a text pipeline, in order.")
+@click.option("--prompts-file", type=click.Path(path_type=Path), help="The same from a file, one a line.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1 is none.")
-@click.option("--batch", default=64, show_default=True)
+@click.option("--device", help="Where the network runs, such as cuda.  [cpu]")
+@click.option("--dtype", help="Precision of the network, such as bfloat16.  [float32]")
+@click.option(
+    "--batch", default="64", show_default=True, help="Images at once, or 'auto', as many as there is memory for."
+)
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Zarr store: new, or a run to go on with."
 )
@@ -150,10 +155,13 @@ def sample(
     seed: int,
     steps: int | None,
     scheduler: str | None,
-    condition: int | None,
+    condition: str | None,
     prompts: tuple[str, ...],
+    prompts_file: Path | None,
     guidance: float | None,
-    batch: int,
+    device: str | None,
+    dtype: str | None,
+    batch: str,
     store: Path,
 ) -> None:
     """Sample MODEL, a shipped name, a diffusers folder or an id of the hub, to a Zarr store."""
@@ -161,12 +169,20 @@ def sample(
 
     if (design == "simplex") != (k is not None):
         raise click.UsageError(f"--k belongs to the simplex design and to no other; got --design {design}, --k {k}")
+    if prompts and prompts_file:
+        raise click.UsageError("prompts are given one by one or as a file; got --prompt and --prompts-file")
+    settings = {"steps": steps, "scheduler": scheduler, "guidance": guidance, "device": device, "dtype": dtype}
     try:
         chosen = getattr(noise, design)(units, *([] if k is None else [k]))
-        generator = zoo.load(model, steps=steps, scheduler=scheduler, guidance=guidance, prompts=prompts)
-        sampling.sample(generator, chosen, seed=seed, condition=condition, store=store, batch=batch)
+        generator = zoo.load(model, prompts=prompts_file or prompts, **settings)
+        how = {"condition": _number(condition), "batch": _number(batch), "store": store}
+        sampling.sample(generator, chosen, seed=seed, **how)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _number(text: str | None) -> int | str | None:
+    return int(text) if text is not None and re.fullmatch(r"-?[0-9]{1,9}", text) else text
 
 
 @main.command()

@@ -21,6 +21,8 @@ __all__ = ["sample"]
 
 ROUNDING = 1e-3  # root mean square of a difference that another cut into batches or another machine makes
 BEYOND, FEWEST = 1.5, 256  # values that are beyond the range; least number of values that can be told to lie in [0, 1]
+AUTO, TURNS = "auto", "in turn"  # words for a batch and for conditions
+FEW = 4  # steps of a try that looks for the largest batch
 HALF_ROUNDING = 0.02  # the same in half precision, and where the precision is not known
 
 
@@ -30,9 +32,9 @@ def sample(
     design: Design,
     *,
     seed: int,
-    condition: int | list[int] | None = None,
+    condition: int | list[int] | str | None = None,
     store: str | Path | None = None,
-    batch: int = 64,
+    batch: int | str = 64,
     trajectory: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -50,9 +52,11 @@ def sample(
         generator: from `antinb.load`.
         design: from `antinb.noise`.
         seed: non-negative integer; with the design it fixes all noise.
-        condition: one class for all units, or one class a unit; members share their unit's.
+        condition: one class for all units, one class a unit, or `"in turn"`: unit k has class or prompt k, and begins
+            again after the last. Members share their unit's.
         store: path of a Zarr store, new or of the same configuration; None keeps the images in memory.
-        batch: images that the network sees at once.
+        batch: images that the network sees at once. `"auto"` takes the largest power of two for which there is memory,
+            found by trying, at most 256 on an accelerator and 64 elsewhere; a stored run keeps its own.
         trajectory: whether to keep, `(unit, member, step, channel, y, x)`, the `state` before each
             step and its `predicted_noise`, with `timestep(step)`.
         progress: whether to show a progress bar.
@@ -71,7 +75,7 @@ def sample(
         >>> dict(run.sizes)
         {'unit': 3, 'member': 2, 'channel': 1, 'y': 28, 'x': 28}
     """
-    batch, seed = checks.integer("batch", batch, 1), checks.seed(seed)
+    seed = checks.seed(seed)
     if not all(hasattr(generator, name) for name in ("shape", "evaluations", "generate", "describe")):
         raise ValueError(f"a generator is what antinb.load returns; got a {type(generator).__name__}")
     if not isinstance(store, (str, os.PathLike, type(None))):
@@ -79,9 +83,13 @@ def sample(
     traced = isinstance(generator, Integrator)
     if trajectory and not traced:
         raise ValueError(f"trajectories need a network with its scheduler; got a {type(generator).__name__}")
-    given = None if condition is None else _classes(condition)
+    given = None if condition is None else _classes(condition, generator, design.units)
     conditions = None if given is None else _conditions(given, design.units)
     averaged = getattr(generator, "members", None)
+    if batch == AUTO:
+        kept_batch = None if store is None else dataset.stored_batch(store)
+        batch = kept_batch or _largest_batch(generator, design, seed, conditions)
+    batch = checks.integer("batch", batch, 1)  # pyright: ignore[reportArgumentType]
     if averaged not in (None, design.members) or (averaged or 0) > batch:
         found = f"a design of {design.members} members, batch {batch}"
         raise ValueError(f"the generator makes an image of {averaged} members of a unit, in one batch; got {found}")
@@ -157,8 +165,45 @@ def _check_equal(first: np.ndarray, again: np.ndarray, unit: int, config: dict[s
         )
 
 
-def _classes(condition: object) -> np.ndarray:
+def _largest_batch(generator: Generator, design: Design, seed: int, classes: np.ndarray | None) -> int:
+    """Return the largest power of two of images for which there is memory, at most those of the run."""
+    short = generator
+    if getattr(generator, "steps", 0) > FEW and hasattr(generator, "with_"):
+        short = getattr(generator, "with_")(steps=FEW)  # noqa: B009
+
+    def fits(size: int) -> bool:
+        units = range(-(-size // design.members))
+        try:
+            generate(short, design, units, seed=seed, classes=classes, batch=size, trajectory=False)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
+                return False
+            raise
+        return True
+
+    accelerated = torch.accelerator.is_available()
+    most, size = (
+        min(256 if accelerated else 64, design.units * design.members),
+        getattr(generator, "members", None) or 1,
+    )
+    if not fits(size):
+        raise ValueError(
+            f"there is no memory for a batch of {size}: use a smaller model, another dtype or a pipeline with offload"
+        )
+    while 2 * size <= most and fits(2 * size):
+        size *= 2
+    return size
+
+
+def _classes(condition: object, generator: Generator, units: int) -> np.ndarray:
     """Return classes as an array, refusing what makes none, such as lists of lists of several lengths."""
+    if condition == TURNS:
+        count = getattr(generator, "conditions", 0)
+        if not count:
+            raise ValueError(
+                f"conditions in turn need a model with classes or prompts; got a {type(generator).__name__}"
+            )
+        return np.arange(units) % count
     try:
         return np.asarray(condition)
     except ValueError:
@@ -168,7 +213,8 @@ def _classes(condition: object) -> np.ndarray:
 def _conditions(classes: np.ndarray, units: int) -> np.ndarray:
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (units,)) or classes.min() < 0:
         found = checks.quoted(classes.tolist())
-        raise ValueError(f"condition must be one class, or one for each of {units} units, from 0; got {found}")
+        rule = f"condition must be one class, one for each of {units} units, from 0, or {TURNS!r}"
+        raise ValueError(f"{rule}; got {found}")
     return np.broadcast_to(classes, (units,))
 
 

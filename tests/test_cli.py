@@ -304,9 +304,27 @@ def test_sample_writes_a_run(workplace):
     np.testing.assert_allclose(data["image"][2], generator.generate(torch.from_numpy(z[2])), atol=1e-5)
 
 
+def test_sample_takes_device_precision_batch_and_prompts(workplace):
+    where = ("--device", "cpu", "--dtype", "float64", "--batch", "auto")
+    done = run("sample", "fashion-mixture", *where, "--units", 3, "--seed", 5, "--steps", 2, "--store", "run.zarr")
+    assert done.exit_code == 0, done.output
+    config = dataset.config(dataset.open("run.zarr"))
+    assert (config["dtype"], config["batch"]) == ("float64", 4)
+    in_turn = ("--units", 3, "--seed", 5, "--steps", 1, "--condition", "in turn", "--store", "turns.zarr")
+    done = run("sample", "fashion-dit", *in_turn)
+    assert done.exit_code == 0, done.output
+    assert dataset.open("turns.zarr")["condition"].values.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("fashion-mixture", "--prompts-file", "none.txt"), "a file with one a line; got 'none.txt'"),
+        (("fashion-mixture", "--prompts-file", "p.txt", "--prompt", "a"), "one by one or as a file"),
+        (("fashion-mixture", "--dtype", "int8"), "dtype must be one of"),
+        (("fashion-mixture", "--device", "nowhere"), "device must be one that torch has here"),
+        (("fashion-mixture", "--batch", "most"), "batch must be an integer"),
+        (("fashion-mixture", "--condition", "1.5"), "or 'in turn'; got '1.5'"),
         (("fashion-mixtur",), "did you mean 'fashion-mixture'?"),
         (("fashion-mixture", "--k", "3"), "--k belongs to the simplex design"),
         (("fashion-mixture", "--design", "simplex"), "--k belongs to the simplex design"),

@@ -250,3 +250,67 @@ def test_a_generator_that_amplifies_rounding_is_not_compared_with_another_batch(
         antinb.sample(calm, noise.antithetic(4), seed=0, batch=8, progress=False)
     with pytest.raises(ValueError, match="unit 0 made again differs by"):
         antinb.sample(calm, noise.antithetic(30), **options)
+
+
+class Hungry:
+    """A model that has memory for a number of images, and counts what it is given."""
+
+    def __init__(self, most, kind=torch.OutOfMemoryError):
+        self.most, self.kind, self.seen, self.shape, self.evaluations = most, kind, [], SHAPE, 1
+
+    def generate(self, z, *, draw=None, condition=None):
+        self.seen.append(len(z))
+        if len(z) > self.most:
+            raise self.kind("can't allocate memory")
+        return z
+
+    def describe(self):
+        return {"model": "hungry", "evaluations": 1, "clip_image": False}
+
+
+@pytest.mark.parametrize(
+    ("most", "units", "found"), [(5, 40, 4), (8, 40, 8), (1, 40, 1), (1000, 40, 64), (1000, 3, 4), (7, 3, 4)]
+)
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+def test_the_batch_is_found_by_trying(most, units, found, kind, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    model = Hungry(most, kind)
+    run = antinb.sample(model, noise.antithetic(units), seed=0, batch="auto", progress=False)
+    assert dataset.config(run)["batch"] == found
+    np.testing.assert_array_equal(run["image"], noise.antithetic(units).draw(SHAPE, seed=0))
+
+
+def test_a_stored_run_keeps_the_batch_that_was_found(tmp_path):
+    given = {"seed": 0, "batch": "auto", "store": tmp_path / "run.zarr", "progress": False}
+    first = antinb.sample(Hungry(4), noise.antithetic(5), **given)
+    more = Hungry(1000)
+    again = antinb.sample(more, noise.antithetic(9), **given)
+    assert dataset.config(first)["batch"] == dataset.config(again)["batch"] == 4
+    assert max(more.seen) == 4
+    with pytest.raises(ValueError, match="no memory for a batch of 1"):
+        antinb.sample(Hungry(0), noise.iid(5), seed=0, batch="auto", progress=False)
+    with pytest.raises(ValueError, match="batch must be an integer of at least 1; got 'all'"):
+        antinb.sample(more, noise.iid(5), seed=0, batch="all", progress=False)
+
+    def broken(z):
+        raise RuntimeError("another reason")
+
+    with pytest.raises(RuntimeError, match="another reason"):
+        antinb.sample(antinb.load(broken, shape=SHAPE), noise.iid(5), seed=0, batch="auto", progress=False)
+
+
+def test_conditions_in_turn_are_stratified(tmp_path, plain):
+    """Unit k has class k modulo their number, the null class is none of them, and an extension continues."""
+    generator = diffusion.from_network(tiny_unet(num_class_embeds=4), LINEAR).with_(steps=1)
+    assert generator.conditions == 3
+    given = {"seed": 0, "condition": "in turn", "store": tmp_path / "run.zarr", "progress": False, "batch": 4}
+    assert antinb.sample(generator, noise.antithetic(4), **given)["condition"].values.tolist() == [0, 1, 2, 0]
+    run = antinb.sample(generator, noise.antithetic(8), **given)
+    assert run["condition"].values.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    by_hand = antinb.sample(generator, noise.antithetic(8), seed=0, condition=[0, 1, 2, 0, 1, 2, 0, 1], progress=False)
+    np.testing.assert_allclose(run["image"], by_hand["image"], atol=1e-5)
+    for model in (plain, diffusion.from_network(tiny_unet(), LINEAR)):
+        with pytest.raises(ValueError, match="conditions in turn need a model with classes or prompts"):
+            antinb.sample(model, noise.iid(3), seed=0, condition="in turn", progress=False)
+    with pytest.raises(ValueError, match="or 'in turn'; got 'in tune'"):
+        antinb.sample(generator, noise.iid(3), seed=0, condition="in tune", progress=False)

@@ -1,7 +1,7 @@
 """What a run is, and how it is stored."""
 
 from antinb.dataset.memory import Memory
-from antinb.dataset.reader import damage, open, stored_units  # noqa: A004
+from antinb.dataset.reader import damage, open, stored_batch, stored_units  # noqa: A004
 from antinb.dataset.run import (
     BLOCK,
     DIMS,

@@ -61,6 +61,13 @@ def stored_units(store: str | os.PathLike) -> int:
     return Stored(path).units if is_original(path) else 0
 
 
+def stored_batch(store: str | os.PathLike) -> int | None:
+    """Return the batch of the run that is stored or being made at a path, None if there is none."""
+    path = files.place(store)
+    batch = Stored(path).config.get("batch") if is_original(path) else None
+    return batch if isinstance(batch, int) else None
+
+
 def damage(store: str | os.PathLike) -> list[str]:
     """Return a line for each part of a stored run that is missing or not what was written; everything is read.
 

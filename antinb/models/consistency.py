@@ -35,6 +35,7 @@ class Consistency(Integrator):
         scheduler: `"lcm"`, the only one.
         guidance: scale of classifier-free guidance; 1 turns it off.
         null: the class that stands for no condition, where there is one.
+        conditions: number of classes, that one not counted.
         compile: whether the network runs through `torch.compile`, with its weights as constants.
         identity: name and sha256 of the weights, for the record.
 
@@ -60,6 +61,7 @@ class Consistency(Integrator):
     scheduler: str = "lcm"
     guidance: float = 1.0
     null: int | None = None
+    conditions: int = 0
     compile: bool = False
     identity: Mapping[str, object] = field(default_factory=dict)
 

@@ -190,6 +190,11 @@ class Latent:
         return self.sampler.null
 
     @property
+    def conditions(self) -> int:
+        """Number of classes, the one for no condition not counted."""
+        return self.sampler.conditions
+
+    @property
     def like(self) -> torch.Tensor:
         """A tensor that sets the device and dtype."""
         return self.sampler.like

@@ -87,6 +87,7 @@ class Diffusion(Integrator):
         eta: step noise of DDIM, from 0 (none) to 1 (as much as DDPM's).
         guidance: scale g of classifier-free guidance; 1 turns it off.
         null: the class that stands for no condition, where there is one.
+        conditions: number of classes, that one not counted.
         compile: whether the network runs through `torch.compile`, with its weights as constants.
         identity: name and sha256 of the weights, for the record.
         learned: whether the network returns variances in as many channels again, which only `"ddpm"` uses.
@@ -110,6 +111,7 @@ class Diffusion(Integrator):
     eta: float = 0.0
     guidance: float = 1.0
     null: int | None = None
+    conditions: int = 0
     compile: bool = False
     identity: Mapping[str, object] = field(default_factory=dict)
     learned: bool = False

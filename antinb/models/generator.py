@@ -94,6 +94,7 @@ class Integrator(ABC):
     scheduler: str
     guidance: float
     null: int | None
+    conditions: int
     compile: bool
     identity: Mapping[str, object]
     learned: bool = False

@@ -34,6 +34,7 @@ class Parts(TypedDict):
     shape: tuple[int, ...]
     like: torch.Tensor
     null: int | None
+    conditions: int
     identity: Mapping[str, object]
 
 
@@ -101,6 +102,7 @@ def parts(
         "shape": noise_shape(network),
         "like": next(network.parameters()),
         "null": null,
+        "conditions": (classes or 0) - (null is not None),
         "identity": {**identity, "network_sha256": module_hash(network)},
     }
 

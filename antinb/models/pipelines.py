@@ -193,6 +193,11 @@ class Pipeline:
         try:
             with mode, _unclipped(self._processors):
                 images = np.asarray(self._call(rows, condition)[0])
+        except TypeError as error:
+            if "BFloat16" in str(error):
+                rule = f"{self._name} returns no images of bfloat16: use float16 or float32"
+                raise ValueError(f"{rule}, or save it and load the folder") from None
+            raise
         finally:
             hook.remove()
         mode.finish()
@@ -206,7 +211,7 @@ class Pipeline:
             return self._run_pipeline(**{**self.options, **given})
 
     @property
-    def _count(self) -> int:
+    def conditions(self) -> int:
         """Number of prompts, of their embeddings, or of the classes that the pipeline takes."""
         if self.prompts or "prompt_embeds" in self.options:
             return len(self.prompts or self.options["prompt_embeds"])
@@ -215,22 +220,22 @@ class Pipeline:
 
     def _first(self, rows: int) -> torch.Tensor | None:
         """Return condition 0 for all rows, where there are conditions."""
-        return torch.zeros(rows, dtype=torch.long) if self._count else None
+        return torch.zeros(rows, dtype=torch.long) if self.conditions else None
 
     def _conditions(self, rows: int, condition: torch.Tensor | None) -> dict[str, object]:
         """Return the arguments for a batch of `rows` images, with one condition for all or one for each."""
         size: dict[str, object] = dict.fromkeys([name for name in SIZES if name in self._arguments][:1], rows)
-        if self._count == 0:
+        if self.conditions == 0:
             if condition is not None:
                 raise ValueError(f"{self._name} takes no condition; got {condition.tolist()}")
             if "prompt" in self._arguments or not size:
                 raise ValueError(f"{self._name} needs prompts=, or prompt_embeds among its options")
             return size
-        if condition is None and self._count == 1:
+        if condition is None and self.conditions == 1:
             condition = self._first(rows)
-        if condition is None or not 0 <= condition.min() <= condition.max() < self._count:
+        if condition is None or not 0 <= condition.min() <= condition.max() < self.conditions:
             found = condition if condition is None else condition.tolist()
-            raise ValueError(f"{self._name} needs a condition from 0 to {self._count - 1}; got {found}")
+            raise ValueError(f"{self._name} needs a condition from 0 to {self.conditions - 1}; got {found}")
         if self.prompts:
             return {"prompt": [self.prompts[label] for label in condition.tolist()], **self._negative(condition)}
         if "prompt_embeds" in self.options:
@@ -244,8 +249,10 @@ class Pipeline:
         texts = {key: [value] if isinstance(value, str) else value for key, value in given.items()}
         lists = {key: value for key, value in texts.items() if isinstance(value, (list, tuple))}
         for key, value in lists.items():
-            if len(value) not in (1, self._count) or not all(isinstance(text, str) for text in value):
-                raise ValueError(f"{key} is one text, or one for each of {self._count} prompts; got {quoted(value)}")
+            if len(value) not in (1, self.conditions) or not all(isinstance(text, str) for text in value):
+                raise ValueError(
+                    f"{key} is one text, or one for each of {self.conditions} prompts; got {quoted(value)}"
+                )
         return {key: [value[int(k) % len(value)] for k in condition] for key, value in lists.items()}
 
     def describe(self) -> dict[str, object]:

@@ -46,6 +46,7 @@ class RectifiedFlow(Integrator):
         shift: s, from 0.01 to 100; 1 gives the uniform grid, and a larger s puts more steps near the noise.
         levels: unit of the network's time, which is called with `levels * t`.
         null: the class that stands for no condition, where there is one.
+        conditions: number of classes, that one not counted.
         compile: whether the network runs through `torch.compile`, with its weights as constants.
         identity: name and sha256 of the weights, for the record.
 
@@ -72,6 +73,7 @@ class RectifiedFlow(Integrator):
     shift: float = 1.0
     levels: int = 1000
     null: int | None = None
+    conditions: int = 0
     compile: bool = False
     identity: Mapping[str, object] = field(default_factory=dict)
 
