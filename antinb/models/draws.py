@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ __all__ = ["StepNoise", "using"]
 
 NORMAL = {torch.ops.aten.randn, torch.ops.aten.randn_like, torch.ops.aten.normal, torch.ops.aten.normal_}
 UNIFORM = {torch.ops.aten.rand, torch.ops.aten.rand_like, torch.ops.aten.uniform, torch.ops.aten.uniform_}
+JOINS = {torch.ops.aten.stack, torch.ops.aten.cat}
 TOLERANCE = 0.01  # of the check at the network's first input; bfloat16 rounds by 0.004
 _active = threading.local()
 REPEATS = "it expects the same noise again, which a stream of a design is not"
@@ -81,6 +83,7 @@ def using(
         return rows(design, shape, seed=seed, units=numbers, stream=stream)
 
     mode = Draws(source, len(numbers) * design.members, map(tuple, shared), seed)
+    mode.unchecked = network is None
     group = design.members if design.members > 1 else mode.rows
     check = FirstInput(mode.rows, lambda: mode.start, group)
     hooks = [] if network is None else [network.register_forward_pre_hook(check, with_kwargs=True)]
@@ -105,6 +108,7 @@ class Draws(TorchDispatchMode):
         drawn: number of draws so far.
         streams: number of streams drawn so far.
         start: the numbers of stream 0.
+        unchecked: whether no network tells a batch from an image with as many channels as there are rows.
     """
 
     def __init__(
@@ -112,11 +116,12 @@ class Draws(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.source, self.rows, self.shared, self.seed = source, rows, set(shared), seed
-        self.drawn, self.streams = 0, 0
+        self.drawn, self.streams, self.unchecked = 0, 0, False
         self.start: torch.Tensor | None = None
         self._pending: list[torch.Tensor] = []
         self._row_generators: list[torch.Generator] = []
         self._common = 0
+        self._given: list[weakref.ref[torch.Tensor]] = []
         self._generators: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
 
     def __enter__(self) -> Draws:
@@ -151,6 +156,8 @@ class Draws(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         """Run the operation; if it draws, put the design's numbers into its result."""
         kwargs = kwargs or {}
+        if self.unchecked and func.overloadpacket in JOINS:
+            self._refuse_joined(args[0])
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         names = [argument.name for argument in func._schema.arguments]
@@ -173,7 +180,18 @@ class Draws(TorchDispatchMode):
             edge = torch.finfo(result.dtype).eps / 2
             return result.copy_(low + (high - low) * torch.special.ndtr(w.double()).clamp(edge, 1 - edge))
         mean, std = given.get("mean", 0.0), given.get("std", 1.0)
-        return result.copy_(mean + std * w.to(result.dtype))
+        result.copy_(mean + std * w.to(result.dtype))
+        if self.unchecked and len(result) == self.rows:
+            self._given.append(weakref.ref(result))
+        return result
+
+    def _refuse_joined(self, parts: Sequence[torch.Tensor]) -> None:
+        """Refuse draws that the program puts together, one a row, for each was taken for a whole batch."""
+        drawn = {tensor.untyped_storage().data_ptr() for ref in self._given if (tensor := ref()) is not None}
+        joined = sum(part.untyped_storage().data_ptr() in drawn for part in parts)
+        if joined == len(parts) == self.rows > 1:
+            rule = f"the program joins {self.rows} draws {tuple(parts[0].shape)}, each of which was taken for a batch"
+            raise ValueError(f"{rule}: draw the batch at once, or pass network= if each is one")
 
     def _next(self, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
         self.drawn += 1

@@ -116,9 +116,24 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor], about: object = None) -> s
     return digest.hexdigest()
 
 
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of a network.
+
+    Raises:
+        ValueError: if they are elsewhere, as after sequential offload, or packed, as in quantised layers.
+    """
+    found = module.state_dict()
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor) or value.is_meta or value.is_quantized:
+            rule = f"the weights of {type(module).__name__} are offloaded layer by layer or packed, first {name}"
+            remedy = "use enable_model_cpu_offload or enable_group_offload, and bfloat16 for less memory"
+            raise ValueError(f"{rule}, so that a run could not say what it ran: {remedy}")
+    return found
+
+
 def module_hash(module: torch.nn.Module) -> str:
     """Return the sha256 of a network's class, layers, configuration (where it has one) and weights."""
     config = getattr(module, "config", {})
     if isinstance(config, Mapping):
         config = {key: value for key, value in settings(config).items() if key != NULL}
-    return tensors_hash(module.state_dict(), [repr(module), config])
+    return tensors_hash(weights(module), [repr(module), config])

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
-from PIL import Image
 from torch import nn
 
 from antinb import checks
-from antinb.checks import quoted
-from antinb.models import entry
+from antinb.checks import quoted, reason
+from antinb.models import entry, records
 from antinb.models.draws import StepNoise, supply
 from antinb.models.generator import check_noise
-from antinb.models.networks import module_hash, settings, tensors_hash
+from antinb.models.networks import module_hash, settings, weights
 
 __all__ = ["Pipeline"]
 
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "transformer_2")
+OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")  # they draw it with torchsde
 SOUND = {"audio_length_in_s", "audio_end_in_s"}  # arguments of pipelines that make no images
 PROCESSORS = ("image_processor", "video_processor")
 SIZES = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
@@ -41,9 +41,9 @@ class Pipeline:
     The noise is the first tensor that the pipeline draws for the whole batch. The pipeline packs and scales it as
     usual, and `antinb.models.entry` finds where the network takes it. Later draws for the whole batch are step
     noise. Draws of a single row, such as the latents of an image to start from, are the same for all images and
-    all runs. If the pipeline has an image or video processor and no safety checker, images are unclipped, as the
-    decoder returns them; otherwise they are clipped. The frames of a video lie one below the other,
-    `(C, frames H, W)`.
+    all runs. If the pipeline has an image or video processor, images are unclipped, as the decoder returns them;
+    otherwise they are clipped. A safety checker and a watermark are left out while it runs. The frames of a video
+    lie one below the other, `(C, frames H, W)`.
 
     Attributes:
         pipeline: the pipeline, with its networks in evaluation mode.
@@ -53,9 +53,10 @@ class Pipeline:
         prompts: the prompts that the conditions 0, 1, ... stand for.
 
     Raises:
-        ValueError: if the pipeline has no denoiser, its call does not take an option or antinb sets that option
-            itself, a condition is missing or unknown, the noise does not reach the network number by number, or
-            the network is called more often for one batch than for another.
+        ValueError: if the pipeline has no denoiser, its weights are elsewhere or packed, its scheduler draws noise that
+            no design can supply, it does not run with its scheduler, its call does not take an option or antinb sets
+            that option itself, a condition is missing or unknown, the noise does not reach the network number by
+            number, or the network is called more often for one batch than for another.
 
     Examples:
         >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
@@ -77,6 +78,8 @@ class Pipeline:
         """Refuse a pipeline without a denoiser, and options that cannot be passed on."""
         if not self._denoisers:
             raise ValueError(f"a pipeline needs one of {', '.join(DENOISERS)}; {self._name} has none")
+        for part in self._denoisers:
+            weights(part)
         sound = sorted(SOUND & set(self._arguments))
         if sound:
             raise ValueError(f"{self._name} makes sound, which is no image: its call takes {sound[0]}")
@@ -86,16 +89,20 @@ class Pipeline:
             raise ValueError(f"{rule}: save it and load the folder, whose model takes conditions")
         if "num_inference_steps" not in self._arguments:
             raise ValueError(f"{self._name} cannot be paired: it has no num_inference_steps")
+        if self._scheduler in OWN_NOISE:
+            rule = f"{self._scheduler} draws noise of its own, which no design can supply"
+            raise ValueError(f"{rule}: take DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'")
         object.__setattr__(self, "steps", checks.integer("steps", self.steps, 1))
-        object.__setattr__(self, "options", {key: _plain(value) for key, value in self.options.items()})
+        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
+        object.__setattr__(self, "options", plain)
         wrong = sorted(key for key in self.options if key in OWN or key not in self._arguments)
         if wrong:
             raise ValueError(f"{self._name} takes no option {wrong[0]!r} here")
         if "eta" in self.options:
             checks.number("eta", self.options["eta"], 0, 1)
-            scheduler = getattr(self.pipeline, "scheduler", None)
-            if self.options["eta"] and "eta" not in inspect.signature(getattr(scheduler, "step")).parameters:  # noqa: B009
-                found = f"eta={self.options['eta']!r} with {type(scheduler).__name__}"
+            step: Any = getattr(getattr(self.pipeline, "scheduler", None), "step", None)
+            if self.options["eta"] and "eta" not in inspect.signature(step).parameters:
+                found = f"eta={self.options['eta']!r} with {self._scheduler}"
                 raise ValueError(f"eta has an effect on schedulers with step noise of DDIM only; got {found}")
         if self.prompts and ("prompt" not in self._arguments or "prompt_embeds" in self.options):
             raise ValueError(f"{self._name} takes no prompts= here; got {list(self.prompts)}")
@@ -104,13 +111,17 @@ class Pipeline:
         object.__setattr__(self, "prompts", tuple(self.prompts))
         for key, value in self.options.items():
             try:
-                json.dumps(_recorded(value))
+                json.dumps(records.option(value))
             except TypeError as error:
                 raise ValueError(f"options must be JSON, tensors or images; got {key}={value!r}: {error}") from None
 
     @property
     def _name(self) -> str:
         return type(self.pipeline).__name__
+
+    @property
+    def _scheduler(self) -> str:
+        return type(getattr(self.pipeline, "scheduler", None)).__name__
 
     @property
     def _denoisers(self) -> list[nn.Module]:
@@ -133,14 +144,23 @@ class Pipeline:
     @property
     def _processors(self) -> list[Any]:
         """Return the processors that turn the decoder's output into images and whose clipping can be left out."""
-        if getattr(self.pipeline, "safety_checker", None) is not None:
-            return []
         return [getattr(self.pipeline, name) for name in PROCESSORS if hasattr(self.pipeline, name)]
 
     @cached_property
     def entry(self) -> entry.Entry:
         """Where the noise enters, found with one run up to the first call of the network."""
-        return entry.find(lambda rows: self._call(rows, self._first(rows)), self.network, self._name)
+        with self._named():
+            return entry.find(lambda rows: self._call(rows, self._first(rows)), self.network, self._name)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the pipeline and its scheduler in errors from below, but for those of memory."""
+        try:
+            yield
+        except (ValueError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{self._name} with {self._scheduler} does not run: {reason(error)}") from error
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,17 +209,13 @@ class Pipeline:
             calls += len(inputs[self.entry.key]) // rows
 
         mode = supply(rows, draw, itertools.count(), noise, self.entry.shared)
-        hook = self.network.register_forward_pre_hook(look, with_kwargs=True)
+        hooks = [part.register_forward_pre_hook(look, with_kwargs=True) for part in self._denoisers]
         try:
-            with mode, _unclipped(self._processors):
+            with self._named(), mode, records.untouched(self.pipeline, self._processors):
                 images = np.asarray(self._call(rows, condition)[0])
-        except TypeError as error:
-            if "BFloat16" in str(error):
-                rule = f"{self._name} returns no images of bfloat16: use float16 or float32"
-                raise ValueError(f"{rule}, or save it and load the folder") from None
-            raise
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         mode.finish()
         return images.reshape(rows, -1, *images.shape[-2:]), calls
 
@@ -256,48 +272,21 @@ class Pipeline:
         return {key: [value[int(k) % len(value)] for k in condition] for key, value in lists.items()}
 
     def describe(self) -> dict[str, object]:
-        """Return pipeline, networks, scheduler, steps, options and prompts."""
-        scheduler = self.pipeline.components["scheduler"]
+        """Return pipeline, networks, adapters and other switches, scheduler, steps, options and prompts."""
+        scheduler, components = self.pipeline.components["scheduler"], self.pipeline.components.items()
+        networks = {name: part for name, part in components if isinstance(part, nn.Module)}
+        networks = {name: part for name, part in networks.items() if name not in records.LEFT_OUT}
         return {
             "model": self._name,
-            "networks_sha256": {
-                name: module_hash(part)
-                for name, part in self.pipeline.components.items()
-                if isinstance(part, nn.Module)
-            },
-            "scheduler": type(scheduler).__name__,
+            "networks_sha256": {name: module_hash(part) for name, part in networks.items()},
+            "switches": records.switches(networks),
+            "scheduler": self._scheduler,
             "scheduler_config": settings(scheduler.config),
             "shape": list(self.shape),
             "steps": self.steps,
             "evaluations": self.evaluations,
-            "options": {key: _recorded(value) for key, value in self.options.items()},
+            "options": {key: records.option(value) for key, value in self.options.items()},
             "prompts": list(self.prompts),
             "clip_image": not self._processors,
             "dtype": str(self.network.dtype).removeprefix("torch."),
         }
-
-
-def _plain(value: object) -> object:
-    """Return numpy's scalars as Python's, which JSON holds."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _recorded(value: object) -> object:
-    """Return the value of an option for the record, with tensors and images replaced by their sha256."""
-    if isinstance(value, Image.Image):
-        value = torch.from_numpy(np.array(value))
-    if isinstance(value, torch.Tensor):
-        return {"shape": list(value.shape), "sha256": tensors_hash({"option": value})}
-    return value
-
-
-@contextmanager
-def _unclipped(processors: Iterable[Any]) -> Iterator[None]:
-    """Let the image processors of a pipeline scale from [-1, 1] to [0, 1] without clipping."""
-    for processor in processors:
-        processor.denormalize = lambda images: images / 2 + 0.5
-    try:
-        yield
-    finally:
-        for processor in processors:
-            del processor.denormalize

@@ -101,7 +101,7 @@ def test_every_door_takes_a_device_and_a_precision(door, device, dtype, folder, 
     reference = antinb.sample(plain, noise.antithetic(8), seed=0, progress=False)["image"]
     model = antinb.load(source, device=device, dtype=str(dtype).removeprefix("torch."), **options)
     if door == "pipeline" and dtype == torch.bfloat16:  # numpy, to which this pipeline turns its images, has none
-        with pytest.raises(ValueError, match="DDIMPipeline returns no images of bfloat16: use float16 or float32"):
+        with pytest.raises(ValueError, match="DDIMPipeline with DDIMScheduler does not run: .*BFloat16"):
             antinb.sample(model, noise.antithetic(8), seed=0, progress=False)
         return
     run = antinb.sample(model, noise.antithetic(8), seed=0, progress=False)["image"]

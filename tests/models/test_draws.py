@@ -251,3 +251,26 @@ def test_the_first_input_of_the_network_is_checked():
         with pytest.raises(ValueError, match="numpy, in another thread"):
             drawn(program, network=network)
     assert not network._forward_pre_hooks
+
+
+def test_an_image_of_as_many_channels_as_rows_is_not_taken_for_a_batch():
+    """Without the network nobody knows; with it, noise that the caller stacks image by image is noticed."""
+    design, network = noise.antithetic(2), torch.nn.Identity().eval()
+
+    def stacked():
+        return network(torch.stack([torch.randn(4, 8, 8) for _ in range(4)]))
+
+    def joined():
+        return torch.cat([torch.randn(4, 8, 8)[None] for _ in range(4)])
+
+    for program in (stacked, joined):
+        with pytest.raises(ValueError, match="joins 4 draws .* network="), draws.using(design, seed=0):
+            program()
+    with (
+        pytest.raises(ValueError, match="no draw of 4 rows went into"),
+        draws.using(design, seed=0, network=network),
+    ):
+        stacked()
+    with draws.using(design, seed=0, network=network):
+        x = network(torch.randn(4, 8, 8))
+    torch.testing.assert_close(x[0::2], -x[1::2])
