@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from antinb.models.draws import Draws, check_first_input, flat
+from antinb.models.draws import Draws
+from antinb.models.inputs import check_first_input, flat
 
 __all__ = ["Entry", "find"]
 
