@@ -68,6 +68,10 @@ def flat(images):
     return images.reshape(*images.shape[:2], -1)
 
 
+def row(images):
+    return images[..., 0, 0, :4]
+
+
 def turned(data):
     return data.transpose(*reversed(list(data.dims)))
 
@@ -267,6 +271,10 @@ KINDS = {
     "metrics": ([], [()], [["no"], "no", 1, [1], [lambda a, b: 1]]),
     "side_by_side.units": ([3, 1], [(3, 1), np.array([3, 1])], [[99], 3, "no", [[1]], [None], [0.5]]),
     "gain": real(2.0, 0, -1),
+    "frechet.features": thing(row, lambda images: images[0], lambda images: "x", lambda images: row(images) * np.nan),
+    "reference": (SHIFTED, [turned(SHIFTED), SHIFTED.chunk()], [*WRONG, 1, "nowhere", Path(__file__), RUN["image"]]),
+    "against": (None, [], [part for part in WRONG if part is not None] + [1, OTHER, RUN["image"]]),
+    "axes": (2, [np.int64(2)], [part for part in COUNTS if part is not None] + [0, 9]),
     "kid.baseline": run(OTHER),
     "scores.run": run(LARGE, RUN),
     "scores.features": thing(flat, lambda images: images[0], lambda images: "x"),

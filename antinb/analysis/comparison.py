@@ -1,8 +1,8 @@
 """Comparisons of two methods unit by unit: difference, ratio, win rate, and what is kept at an equal target.
 
-`summary`, `images` and `side_by_side` compare two models on the same noise. For the other functions a unit is what both
-methods were given: a source that both edited, a number of a unit of two designs. Units are independent. Those in which
-either value is NaN are left out and counted in `dropped`.
+`summary`, `images` and `side_by_side` compare two models on the same noise; `frechet` and `kid` compare their images
+with a reference. For the other functions a unit is what both methods were given: a source that both edited, a number of
+a unit of two designs. Units are independent. Those in which either value is NaN are left out and counted in `dropped`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from scipy import stats
 from antinb import checks
 from antinb.analysis import diagnostics
 from antinb.analysis.common_noise import summary
+from antinb.analysis.distances import frechet, kid
 from antinb.analysis.imagewise import images, side_by_side
 from antinb.analysis.intervals import row, t_interval
 from antinb.analysis.resampling import cluster_bootstrap
 
-__all__ = ["difference", "images", "matched", "ratio", "side_by_side", "summary", "win_rate"]
+__all__ = ["difference", "frechet", "images", "kid", "matched", "ratio", "side_by_side", "summary", "win_rate"]
 
 REMEDY = "take more units, or compare by win_rate"
 

@@ -53,10 +53,10 @@ def scores(run: xr.Dataset, features: Features) -> xr.DataArray:
     if members < 2:
         raise ValueError(f"a diversity score needs at least two images a unit; got {members}")
     pairs, values = list(itertools.combinations(range(members), 2)), np.empty((len(SCORES), units))
-    for part, block, seen in _seen(run, features):
+    for part, block, found in seen(run, features):
         alike = np.mean([structural_similarity(block[:, i], block[:, j]) for i, j in pairs], 0)
-        apart = np.mean([np.linalg.norm(seen[:, i] - seen[:, j], axis=-1) for i, j in pairs], 0)
-        values[:, part] = alike, apart, vendi(seen)
+        apart = np.mean([np.linalg.norm(found[:, i] - found[:, j], axis=-1) for i, j in pairs], 0)
+        values[:, part] = alike, apart, vendi(found)
     return xr.DataArray(values, {"score": list(SCORES), "unit": run["unit"]}, ["score", "unit"], attrs=run.attrs)
 
 
@@ -88,7 +88,9 @@ def vendi(features: np.ndarray) -> np.ndarray:
 
 @checks.typed
 def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: float = 0.95) -> pd.DataFrame:
-    r"""Return the kernel distance of the images of two runs, with an interval over units.
+    r"""Return the kernel distance of the images of two runs of as many units, with an interval over units.
+
+    `comparison.kid` is the same distance from any reference, and the difference of two models.
 
     `KID = 1 / (n (n - 1)) sum_{i != j} h(i, j)`, `h = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)` with
     `k(a, b) = (a b / d + 1)^3` on d features, averaged over the members of units i and j. No two members of one
@@ -113,15 +115,15 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
 
     Source: Bińkowski et al., arXiv 1801.01401, section 4; Gretton et al., JMLR 13 (2012), equation 3.
     """
-    first, second = (np.concatenate([seen for *_, seen in _seen(data, features)]) for data in (run, baseline))
+    first, second = (np.concatenate([part for *_, part in seen(data, features)]) for data in (run, baseline))
     units = len(first)
     if len(second) != units:
         raise ValueError(f"both runs need as many units; got {units} and {len(second)}")
     h, step = np.empty((units, units)), max(1, KERNELS // (units * max(first.shape[1], second.shape[1]) ** 2))
     for start in range(0, units, step):
         rows = slice(start, start + step)
-        h[rows] = _kernel(first[rows], first) + _kernel(second[rows], second)
-        h[rows] -= 2 * _kernel(first[rows], second)  # its transpose has the same sum over any set of units
+        h[rows] = kernel(first[rows], first) + kernel(second[rows], second)
+        h[rows] -= 2 * kernel(first[rows], second)  # its transpose has the same sum over any set of units
     np.fill_diagonal(h, 0)
 
     def mean(numbers: np.ndarray) -> np.ndarray:
@@ -136,17 +138,17 @@ def kid(run: xr.Dataset, baseline: xr.Dataset, features: Features, *, level: flo
     return pd.DataFrame([row(cluster_bootstrap(mean, units, level, values=units), **about)])
 
 
-def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the kernel of two sets of units, `(n, member, d)` and `(m, member, d)`, mean over members, to `(n, m)`."""
     products = np.tensordot(first, second, (-1, -1)) / first.shape[-1]
     return ((products + 1) ** 3).mean((1, 3))
 
 
-def _seen(run: xr.Dataset, features: Features) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def seen(run: xr.Dataset, features: Features) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield units, their images in [0, 1], `(unit, member, C, H, W)`, and their features `(unit, member, d)`."""
     for units, block in dataset.blocks(dataset.images(run)):
         images = dataset.scaled(block, *dataset.limits(run))
-        seen = np.asarray(features(images.copy()), float)
-        if seen.shape[:2] != images.shape[:2] or seen.ndim != 3:
-            raise ValueError(f"features are (unit, member, d) of images {images.shape}; got {seen.shape}")
-        yield units, images, seen
+        found = np.asarray(features(images.copy()), float)
+        if found.shape[:2] != images.shape[:2] or found.ndim != 3:
+            raise ValueError(f"features are (unit, member, d) of images {images.shape}; got {found.shape}")
+        yield units, images, found
