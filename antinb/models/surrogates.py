@@ -203,6 +203,13 @@ def _loop(
         return (noise.view_as(x) - x) / (1 - time)
 
     own = {"network": network, "shape": shape, "like": mean, "guidance": 1.0, "null": None, "compile": False}
+    if isinstance(sampler, Diffusion):
+        if levels is not None and levels[-1] == 0:
+            raise ValueError(
+                "a surrogate needs some of the image at every level; got a model whose last level has none"
+            )
+        fixed = {"variance_type": "fixed_small"} if sampler.learned else {}
+        own |= {"config": {**sampler.config, "prediction_type": "epsilon", **fixed}, "learned": False}
     return replace(sampler, identity={}, **own)
 
 

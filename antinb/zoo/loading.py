@@ -30,7 +30,6 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 WANTED = ["*.json", "*.txt", "*.model", "*/*.safetensors", "diffusion_pytorch_model.safetensors"]
 UNWANTED = ["*.non_ema.*", "*.ema.*", "safety_checker/*", "*onnx*", "*openvino*", "*flax*"]
 HALF = ["*.fp16.*", "*.fp16-*"]  # a second copy of the weights, but where it is the only one
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 MARKS = (folders.INDEX, "config.json", MIXTURE, *folders.PARTS)  # one of them is in the folder of any model
 A_MODEL = (
     "a model is a shipped name, an id 'owner/name' of the hub, a diffusers pipeline, a callable, or a folder with "
@@ -137,7 +136,7 @@ def _where(device: str | torch.device | None, dtype: str | torch.dtype | None) -
         rule = "device must be one that torch has here, such as 'cpu' or 'cuda:0'"
         raise ValueError(f"{rule}; got {quoted(device)}") from None
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    return Place(found, getattr(torch, "float32" if name is None else checks.choice("dtype", name, DTYPES)))
+    return Place(found, getattr(torch, "float32" if name is None else checks.choice("dtype", name, weights.DTYPES)))
 
 
 def _prompts(given: Sequence[str] | str | Path) -> Sequence[str]:

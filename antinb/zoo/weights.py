@@ -32,6 +32,7 @@ CONVERT = (
     "where you trust it, convert it: pipeline = DiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False); "
     "pipeline.save_pretrained(NEW, safe_serialization=True)"
 )
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # that networks run in
 FLOATS = {"F64", "F32", "F16", "BF16"}
 COUNTERS = {"position_ids", "num_batches_tracked"}  # tensors of integers that are no weights
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of attention, before 2023

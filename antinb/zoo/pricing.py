@@ -1,0 +1,241 @@
+"""What a run will cost, told from configurations before anything is downloaded, loaded or run."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from antinb import checks
+from antinb.zoo import folders, kinds, shipped, weights
+
+__all__ = ["prices", "public", "rate"]
+
+WORDS, TOKENS = 77, (512, 64 * 64)  # of a prompt; of a long prompt and of an image of 1,024 x 1,024 pixels
+LEAST = 8  # pairs that are worth a row
+UNPRICED = {"parameters": math.nan, "tera_flop": math.nan, "activations_gb": math.nan}
+
+
+def public() -> dict[str, dict[str, Any]]:
+    """Return public models by their id on the hub, with the configurations of their networks, typed in by hand.
+
+    Examples:
+        >>> public()["google/ddpm-cifar10-32"]["network"]["sample_size"]
+        32
+    """
+    return json.loads((shipped.DATA / "public.json").read_text(encoding="utf-8"))["models"]
+
+
+@checks.typed
+def prices(
+    models: Sequence[str],
+    *,
+    pairs: int = 1000,
+    steps: int | None = None,
+    guidance: float | None = None,
+    dtype: str = "float32",
+    tera: float | None = None,
+    hours: float | None = None,
+) -> pd.DataFrame:
+    """Return what pairs, and as many independent images, of each model cost, and how many pairs fit into a time.
+
+    A network is built on torch's `meta` device, which allocates nothing, and called once on one image there: its
+    floating-point operations are those of matrix products, convolutions and attention, its activations the most
+    bytes that are alive at once, with attention counted in full. An evaluation is one network call for one image.
+
+    Args:
+        models: shipped names, folders, or ids of `public()`; of other ids nothing is known before a download.
+        pairs: pairs of each model.
+        steps: steps of the sampler; None takes 50, or what few-step models need.
+        guidance: scale of classifier-free guidance, of which 1 halves the calls; None takes the pipeline's default.
+        dtype: precision of weights and activations.
+        tera: 10^12 operations that a device does in a second (see `rate`); None leaves hours open.
+        hours: time for all models, in equal shares, which lowers `pairs`; it needs `tera`.
+
+    Returns:
+        One row a model, `parameters, weights_gb, activations_gb` (of one image), `tera_flop` (10^12 operations of an
+        evaluation), `evaluations` of an image, `pairs, run_evaluations, hours, source`. 0 pairs do not fit.
+
+    Raises:
+        ValueError: if hours are given without `tera`, or a number is out of its range.
+
+    Examples:
+        >>> table = prices(["google/ddpm-cifar10-32", "fashion-ddpm"], pairs=100, steps=20)
+        >>> table[["parameters", "evaluations", "run_evaluations"]].astype(int).values.tolist()
+        [[35746307, 20, 8000], [1474481, 20, 8000]]
+    """
+    if hours is not None and tera is None:
+        raise ValueError(f"hours= needs tera=, what the device does in a second; got hours={hours!r}")
+    pairs = checks.integer("pairs", pairs, LEAST)
+    per_second = math.nan if tera is None else checks.number("tera", tera, 1e-6, 1e9)
+    share = None if hours is None else 3600 * checks.number("hours", hours, 0, 1e6) / max(len(models), 1)
+    size = torch.finfo(getattr(torch, checks.choice("dtype", dtype, weights.DTYPES))).bits / 8
+    rows = []
+    for name in models:
+        build, about = _network(str(name))
+        row = UNPRICED if build is None else _sketched(build)
+        calls = (steps or about["steps"]) * (2 if about["guided"] and guidance != 1 else 1)
+        image_seconds = calls * row["tera_flop"] / per_second
+        fitting = pairs
+        if share is not None and math.isfinite(image_seconds):
+            most = int(share / (4 * image_seconds))
+            fitting = min(pairs, most) if most >= LEAST else 0
+        rows.append(
+            {
+                **row,
+                "weights_gb": (row["parameters"] + about["others"]) * size / 1e9,
+                "activations_gb": row["activations_gb"] * size / 4,
+                "evaluations": calls,
+                "pairs": fitting,
+                "run_evaluations": 4 * fitting * calls,
+                "hours": 4 * fitting * image_seconds / 3600,
+                "source": about["source"],
+            }
+        )
+    columns = ["parameters", "weights_gb", "activations_gb", "tera_flop", "evaluations", "pairs", "run_evaluations"]
+    return pd.DataFrame(rows, pd.Index(models, name="model"), [*columns, "hours", "source"])
+
+
+@checks.typed
+def rate(device: str = "cpu", dtype: str = "float32", *, size: int = 1024) -> float:
+    """Return how many 10^12 operations a matrix product does in a second; networks reach a part of it.
+
+    Examples:
+        >>> rate(size=64) > 0
+        True
+    """
+    number = getattr(torch, checks.choice("dtype", dtype, weights.DTYPES))
+    left, begin = torch.rand(checks.integer("size", size, 1), size, device=device).to(number), 0.0
+    for repeat in range(4):  # the first warms up
+        begin = time.perf_counter() if repeat == 1 else begin
+        product = left @ left
+    float(product[0, 0])  # waits for the device
+    return 3 * 2 * size**3 / (time.perf_counter() - begin) / 1e12
+
+
+def _network(name: str) -> tuple[Callable[[], nn.Module] | None, dict[str, Any]]:
+    """Return what builds the network of a model, where its class is known, and what else is known of its cost."""
+    if name in public() and not Path(name).is_dir():
+        entry = public()[name]
+        return _builder(entry["network"]), {**entry, "source": "configuration typed in by hand"}
+    about = {"steps": 1, "guided": False, "others": 0, "source": "unknown before it is downloaded"}
+    known = name in shipped.registry()
+    folder = shipped.DATA / "models" / name if known else Path(name).expanduser()
+    if not folder.is_dir():
+        return None, about | {"steps": 50}
+    about["source"] = "shipped" if known else "folder"
+    part = next((name for name in kinds.DENOISERS if (folder / name / "config.json").is_file()), None)
+    if part is None and not (folder / folders.INDEX).is_file():
+        return None, about | {"steps": 50 if (folder / "scheduler").is_dir() else 1}
+    config = folders.config(folders.part(folder, part or kinds.DENOISERS[0]), "config.json")
+    scheduler = folders.config(folders.part(folder, "scheduler"), "scheduler_config.json").get("_class_name")
+    few = scheduler in ("LCMScheduler", "CMStochasticIterativeScheduler")
+    kind = folders.config(folder, folders.INDEX).get("_class_name") if (folder / folders.INDEX).is_file() else None
+    guided = kind is not None and ("text_encoder" in folders.config(folder, folders.INDEX) or kind == "DiTPipeline")
+    return _builder(config), about | {"steps": 1 if few else 50, "guided": guided}
+
+
+def _builder(config: Mapping[str, Any]) -> Callable[[], nn.Module] | None:
+    kind = config.get("_class_name")
+    if kind not in EXAMPLES:
+        return None
+    return lambda: getattr(diffusers, str(kind)).from_config(config).eval()
+
+
+def _sketched(build: Callable[[], nn.Module]) -> dict[str, float]:
+    """Return the parameters, the operations and the live bytes of one call for one image, in single precision."""
+    with torch.no_grad(), torch.device("meta"):
+        network: Any = build()
+        given = EXAMPLES[type(network).__name__](network.config)
+        with FlopCounterMode(display=False) as counted, _Live(network) as live:
+            network(**given)
+    parameters = sum(part.numel() for part in network.parameters())
+    return {
+        "parameters": parameters,
+        "tera_flop": counted.get_total_flops() / 1e12,
+        "activations_gb": live.most / 1e9,
+    }
+
+
+class _Live(TorchDispatchMode):
+    """Count the bytes of the tensors that are alive, the network's own left out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.alive, self.most = 0, 0
+        own = [*network.parameters(), *network.buffers()]
+        self._seen: dict[int, object] = {part.untyped_storage()._cdata: part for part in own}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        for part in tree_leaves(result):
+            if isinstance(part, torch.Tensor):
+                self._add(part.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+
+        def drop(_: object) -> None:
+            self.alive -= size
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, drop)
+        self.alive += size
+        self.most = max(self.most, self.alive)
+
+
+def _images(config: Mapping[str, Any]) -> dict[str, Any]:
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    labels = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    given = {"class_labels": torch.zeros(1, dtype=torch.long)} if labels else {}
+    return {"timestep": torch.zeros(1), **given, "sample": torch.empty(1, config["in_channels"], height, width)}
+
+
+def _transformed(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = _images(config)
+    return {"hidden_states": given.pop("sample"), **given}
+
+
+def _prompted(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = _images(config) | {"encoder_hidden_states": torch.empty(1, WORDS, config["cross_attention_dim"])}
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        given["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
+    return given
+
+
+def _packed(config: Mapping[str, Any]) -> dict[str, Any]:
+    words, patches = TOKENS
+    return {
+        "hidden_states": torch.empty(1, patches, config["in_channels"]),
+        "encoder_hidden_states": torch.empty(1, words, config["joint_attention_dim"]),
+        "pooled_projections": torch.empty(1, config["pooled_projection_dim"]),
+        "timestep": torch.empty(1),
+        "img_ids": torch.empty(patches, 3),
+        "txt_ids": torch.empty(words, 3),
+        "guidance": torch.empty(1) if config.get("guidance_embeds") else None,
+    }
+
+
+EXAMPLES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "UNet2DModel": _images,
+    "DiTTransformer2DModel": _transformed,
+    "UNet2DConditionModel": _prompted,
+    "FluxTransformer2DModel": _packed,
+}
