@@ -193,6 +193,15 @@ def test_what_is_in_the_way_is_named_in_one_line(workplace, prepare, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["fashion-dit", "fashion-ldm", "mnist-vae"])
+def test_the_first_tutorial_takes_models_with_classes_with_latents_and_without_steps(workplace, model):
+    done = run("run", str(COMMITTED[0]), "-p", "profile", "smoke", "-p", "model", model)
+    assert done.exit_code == 0, done.output
+    figures = {figure["id"] for figure in json.loads(Path("out/manifest.json").read_text())["figures"]}
+    assert figures == ({"fig-00-1", "fig-00-2"} if model == "fashion-dit" else {"fig-00-1"})
+
+
+@pytest.mark.slow
 def test_results_stay_until_new_ones_are_whole(workplace):
     write(BODY)
     assert run("run", "tiny.ipynb", "-p", "profile", "smoke").exit_code == 0
