@@ -15,8 +15,9 @@ import pandas as pd
 import xarray as xr
 
 from antinb import checks, dataset, noise
-from antinb.analysis import controls, diagnostics, estimation
+from antinb.analysis import diagnostics, estimation
 from antinb.analysis.intervals import first_stage, jackknife, t_quantile, two_stage, two_stage_interval
+from antinb.analysis.levels import best_allocation, two_costs
 from antinb.analysis.naming import named
 from antinb.analysis.statistics import Statistic, measure, unit_means
 from antinb.dataset import defined, evaluations
@@ -26,8 +27,7 @@ from antinb.sampling import sample
 
 __all__ = ["candidates", "plan", "run_until"]
 
-MOST = 10**12  # units, more than a plan can mean
-LEAST = 20  # units, for the t quantile to cost little width
+LEAST, MOST = 20, 10**12  # units: for the t quantile to cost little width, and more than a plan can mean
 REMEDY = "begin with more units"
 
 
@@ -61,7 +61,7 @@ def plan(
     The pilot is one run of `noise.sobol(units, points, antithetic=True)`, each part of which is a smaller
     design: its images are independent draws, its `z, -z` pairs, its halves plain Sobol points. From each the
     variance V of a unit mean is taken, pooled over the pilot; with a coarse twin on the same noise, the
-    (2, 2) covariance and from it the best use of two levels (`controls.best_allocation`).
+    (2, 2) covariance and from it the best use of two levels (`levels.best_allocation`).
 
     A half-width h needs `N >= 20` units with `t_{N-1} sqrt(V / N) <= h`, as far as the pilot knows V: the width
     to be expected, which `run_until` makes sure of. A budget leaves the evaluations that the pilot has not
@@ -223,7 +223,7 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
     if name != "sobol" or not about.get("antithetic") or about.get("members") != fine.sizes["member"]:
         raise ValueError(f"a pilot is a run of noise.sobol(..., antithetic=True); got {name!r}")
     points = about["members"]
-    costs = [evaluations(fine) / fine[0].size] if coarse is None else controls.two_costs(*tables)
+    costs = [evaluations(fine) / fine[0].size] if coarse is None else two_costs(*tables)
     half, rows = points // 2, []
     for name in fine["statistic"].values.tolist():
         table = np.stack([defined(part, name) for part in tables], -1)
@@ -257,7 +257,7 @@ def _levels(means: np.ndarray, costs: list[float]) -> list[dict[str, float]]:
     for cost in costs[1:]:
         best = {"coefficient": 0.0, "coarse_units_per_fine": 1.0}
         if covariance[1, 1] > 0:  # a rare event may not happen in the pilot's coarse images
-            best = controls.best_allocation(covariance, *costs)
+            best = best_allocation(covariance, *costs)
         b, ratio = best["coefficient"], min(max(best["coarse_units_per_fine"], 1), 1000)
         rest, moved = max(fine - 2 * b * covariance[0, 1] + b**2 * covariance[1, 1], 0), b**2 * covariance[1, 1]
         row = {"levels": 2, "variance": rest + moved / ratio}

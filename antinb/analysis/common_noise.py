@@ -12,7 +12,7 @@ import xarray as xr
 from antinb import checks, dataset
 from antinb.analysis import diagnostics, verdicts
 from antinb.analysis.bounded import bounded_interval
-from antinb.analysis.estimation import Estimate, stratified
+from antinb.analysis.estimates import Estimate, stratified
 from antinb.analysis.intervals import row, welch
 from antinb.analysis.resampling import bootstrap_t
 from antinb.analysis.statistics import Statistic, measure

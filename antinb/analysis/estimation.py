@@ -8,7 +8,6 @@ numbers, `(estimate, se, df)`.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,8 @@ import xarray as xr
 from antinb import checks, dataset
 from antinb.analysis import diagnostics
 from antinb.analysis.bounded import bounded_interval
-from antinb.analysis.intervals import row, skew_interval, t_quantile, welch
+from antinb.analysis.estimates import expectation_variance, stratified, unit_members, widened, with_expectation
+from antinb.analysis.intervals import row, skew_interval, t_quantile
 from antinb.analysis.pixels import pixelwise
 from antinb.analysis.resampling import bootstrap_t
 from antinb.dataset import check_same_generator, design, evaluations
@@ -29,20 +29,6 @@ REMEDIES = {
     "skew": "take more units, or method='bounded' if the statistic lies in [0, 1]",
 }
 VARIANCES = "the interval of an efficiency may be too short; take several hundred units"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate with its standard error and degrees of freedom: what every estimator returns."""
-
-    estimate: float
-    se: float
-    df: float
-
-    def interval(self, level: float) -> tuple[float, float]:
-        """Return `estimate -+ t se` with the t quantile of `df` degrees of freedom."""
-        half = float(t_quantile(level, self.df)) * self.se
-        return self.estimate - half, self.estimate + half
 
 
 @checks.typed
@@ -69,7 +55,8 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, dropped,
         skewness, largest_share, warning`: the last is a sentence that names the remedy where the units cannot carry
         the interval (too skewed, an event seen by too few units, or fewer than 50 units with `"skew"` or after
-        `controls.regression`), otherwise "". `largest_share` is that of the largest deviation in the sum of squares.
+        `controls.regression` or `surrogate`), otherwise "". `largest_share` is that of the largest deviation in the sum
+        of squares.
 
     Raises:
         ValueError: for fewer than two units in a condition, a constant or undefined statistic, an
@@ -91,17 +78,22 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
     values = dataset.measured(values)
     rows = []
     for name in values["statistic"].values.tolist():
-        table, conditions, dropped = _unit_members(values.sel(statistic=name), name, drop)
+        table, conditions, dropped = unit_members(values.sel(statistic=name), name, drop)
+        if method == "bounded" and "control" in values.attrs:
+            raise ValueError(
+                f"the method 'bounded' is for a statistic in [0, 1]; {name} less a control has no such range"
+            )
         if method == "bounded" and not ((table >= 0) & (table <= 1)).all():
             found = f"{table.min():g} to {table.max():g}"
             raise ValueError(f"the method 'bounded' is for a statistic in [0, 1]; {name} goes from {found}")
-        means = table.mean(1)
-        found = stratified(means, conditions, name, constant=method == "bounded")
+        means, constant = table.mean(1), method == "bounded" or expectation_variance(values, name) > 0
+        found = with_expectation(stratified(means, conditions, name, constant=constant), values, name)
         ends = found.interval(level)
         if method != "t":
             if len(np.unique(conditions)) > 1:
                 raise ValueError(f"the method {method!r} is for one condition; take 't', or one condition at a time")
             ends = (skew_interval if method == "skew" else bounded_interval)(means, level)
+            ends = widened(ends, found, level, values, name)
         rest = means - np.array([means[conditions == kind].mean() for kind in conditions])
         bound = diagnostics.SKEWED if method == "t" else diagnostics.VERY_SKEWED
         least = 0 if method == "t" and "control" not in values.attrs else diagnostics.FEW
@@ -120,9 +112,9 @@ def compare(
     r"""Return the efficiency of a design against another, mostly plain Monte Carlo, at equal network evaluations.
 
     `efficiency = M' Var'(unit mean) / (M Var(unit mean))`, M the members of a unit and ' the baseline: how many
-    times as many images the baseline would need. Against independent images, `M' = 1`, the numerator is the
-    variance of one image's statistic, pooled over the images of both runs, whose marginals are equal; of values
-    after `controls.regression` it is the baseline's alone.
+    times as many images the baseline would need, the evaluations of a surrogate's pilot charged. Against independent
+    images, `M' = 1`, the numerator is the variance of one image's statistic, pooled over the images of both runs, whose
+    marginals are equal; of values after `controls.regression` or `surrogate` it is the baseline's alone.
     `width_efficiency` is the same of the squared interval widths, with the t quantiles of each;
     `narrower_percent = 100 (1 - width_efficiency^(-1/2))`; the paper's "90% narrower" is an efficiency
     of 100. Intervals: studentized bootstrap of `log efficiency` over the units of both runs. If the unit means have
@@ -164,16 +156,19 @@ def compare(
         )
     members, rows = baseline.sizes["member"], []
     about = {"level": level, "method": "bootstrap over units", "evaluations": evaluations(values)}
-    estimator = functools.partial(_log_efficiency, pooled="control" not in values.attrs and members == 1)
+    pooled = "control" not in values.attrs and members == 1
+    charge = values[0].size * dataset.calls(values) / max(evaluations(values), 1)  # below 1 with a pilot
     for name in values["statistic"].values.tolist():
-        units, classes, left = _unit_members(values.sel(statistic=name), name, drop)
-        plain, others, more = _unit_members(baseline.sel(statistic=name), name, drop)
+        units, classes, left = unit_members(values.sel(statistic=name), name, drop)
+        plain, others, more = unit_members(baseline.sel(statistic=name), name, drop)
         about["dropped"] = left + more
         if len({*classes.tolist(), *others.tolist()}) > 1:
             raise ValueError("designs are compared within one condition; select it in both runs first")
-        stratified(units.mean(1), np.zeros(len(units)), name)
+        extra = expectation_variance(values, name) * len(units)
+        stratified(units.mean(1), np.zeros(len(units)), name, constant=extra > 0)
         plain = plain.mean(1, keepdims=True) * members**0.5
-        found = np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
+        estimator = functools.partial(_log_efficiency, pooled=pooled, extra=extra)
+        found = charge * np.exp(bootstrap_t(estimator, units, plain, level=level, seed=seed))
         about["warning"] = _heavy(units)
         quantiles = t_quantile(level, [units.size / members - 1, len(units) - 1])
         widths = found * (quantiles[0] / quantiles[1]) ** 2
@@ -215,7 +210,7 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
         raise ValueError(f"odd shares come from pairs z, -z of noise.antithetic; got a run of {design(values)!r}")
     rows, about = [], {"level": level, "method": "bootstrap over units", "evaluations": evaluations(values)}
     for name in values["statistic"].values.tolist():
-        pairs, classes, about["dropped"] = _unit_members(values.sel(statistic=name), name, drop)
+        pairs, classes, about["dropped"] = unit_members(values.sel(statistic=name), name, drop)
         if len(np.unique(classes)) > 1:
             raise ValueError("odd shares are those of one condition; select it first")
         stratified(pairs.mean(1), classes, name)
@@ -227,35 +222,9 @@ def odd_share(values: xr.DataArray, *, level: float = 0.95, seed: int = 0, drop:
     return pd.DataFrame(rows)
 
 
-def _unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the defined units `(unit, member)`, their conditions and how many were dropped."""
-    table = values.transpose("unit", "member").values
-    conditions = values["condition"].values if "condition" in values.coords else np.zeros(len(table), int)
-    defined = np.isfinite(table).all(1)
-    dropped = int((~defined).sum())
-    if dropped and not drop:
-        raise ValueError(f"{name} is undefined in {dropped} of {len(table)} units; drop=True leaves them out, counted")
-    return table[defined], conditions[defined], dropped
-
-
 def _heavy(units: np.ndarray) -> str:
     """Return the sentence on the interval of a variance of unit means, from units `(unit, member)`."""
     return diagnostics.warning(units.mean(1), VARIANCES, tails=True, least=diagnostics.FEW_SQUARES)
-
-
-def stratified(means: np.ndarray, conditions: np.ndarray, name: str, *, constant: bool = False) -> Estimate:
-    kinds, counts = np.unique(conditions, return_counts=True)
-    if not len(counts) or counts.min() < 2:
-        raise ValueError(f"an interval needs at least two units a condition; {name} has {counts.tolist() or 0}")
-    parts = [means[conditions == kind] for kind in kinds]
-    shares = counts / counts.sum()
-    variances = np.array([part.var(ddof=1) / len(part) for part in parts]) * shares**2
-    flat = variances.sum() <= (1e-12 * np.abs(means).max()) ** 2
-    if flat and not constant:
-        remedy = "there is no width to estimate; method='bounded' gives one if the statistic lies in [0, 1]"
-        raise ValueError(f"{name} is constant over units ({means[0]:g}): {remedy}")
-    mean = float(shares @ [part.mean() for part in parts])
-    return Estimate(mean, float(variances.sum() ** 0.5), float(counts.sum() - 1 if flat else welch(variances, counts)))
 
 
 def _log_odd_over_even(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -269,8 +238,10 @@ def _log_odd_over_even(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.log(mean / spread), influence.std(-1) / even.shape[-1] ** 0.5
 
 
-def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return `log(v / (M Var(unit mean)))` and its standard error (delta method), v pooled or of the baseline.
+def _log_efficiency(
+    units: np.ndarray, plain: np.ndarray, *, pooled: bool, extra: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `log(v / (M (Var(unit mean) + extra)))` and its standard error (delta method), v pooled or the baseline's.
 
     Both samples are `(..., unit, member)`, both results `(...)`.
     """
@@ -282,7 +253,7 @@ def _log_efficiency(units: np.ndarray, plain: np.ndarray, *, pooled: bool) -> tu
         square.mean(-1) * size / (freedom * variance[..., None]) for square, size in zip(squares, sizes, strict=True)
     ]
     means = _squares(units.mean(-1), 1)
-    spread = means.sum(-1) / (means.shape[-1] - 1)
+    spread = means.sum(-1) / (means.shape[-1] - 1) + extra
     parts = (sum(own) - means / spread[..., None], other)
     se = sum(part.var(-1) / part.shape[-1] for part in parts) ** 0.5
     return np.log(variance / (units.shape[-1] * spread)), se

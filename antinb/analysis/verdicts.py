@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from antinb import checks
 from antinb.analysis.bounded import bounded_p_value
-from antinb.analysis.estimation import Estimate
+from antinb.analysis.estimates import Estimate
 
 __all__: list[str] = []
 

@@ -1,5 +1,6 @@
 """What a run is, and how it is stored."""
 
+from antinb.dataset.agreement import check_same_generator, check_same_noise, same_units
 from antinb.dataset.memory import Memory
 from antinb.dataset.reader import damage, open, stored_batch, stored_units  # noqa: A004
 from antinb.dataset.run import (
@@ -8,8 +9,8 @@ from antinb.dataset.run import (
     RANGE,
     blocks,
     build,
+    calls,
     check,
-    check_same_generator,
     config,
     cost,
     defined,
@@ -19,7 +20,6 @@ from antinb.dataset.run import (
     limits,
     measured,
     range_of,
-    same_units,
     scaled,
     versions,
 )

@@ -26,7 +26,6 @@ BLOCK = 2**20  # values in memory at once, where a unit is smaller
 OF_THE_STORE = ("config_hash", "layout_hash", "coordinates")
 COORDINATES = ("signs", "sign", "member"), ("condition", "condition", "unit"), ("timesteps", "timestep", "step")
 ENVIRONMENT = ("threads", "versions", "history")  # images depend on them up to rounding, and so no hash does
-NOT_THE_GENERATOR = {"seed", "design", "batch", "config_hash", "condition", "control", *ENVIRONMENT}
 
 
 class Labels(TypedDict, total=False):
@@ -174,12 +173,18 @@ def defined(values: xr.DataArray, name: str) -> np.ndarray:
 
 
 def evaluations(values: xr.DataArray) -> int:
-    """Return the network evaluations that measured values cost, those of all units and members.
+    """Return the network evaluations that measured values cost, those of all units and members and of a pilot.
 
     Raises:
         ValueError: if the values do not come from `measure`, which keeps what the run was.
     """
-    return values.sizes["unit"] * values.sizes["member"] * _calls(_attr(values, "evaluations"))
+    pilot = _calls(values.attrs.get("pilot_evaluations", "0"))
+    return values.sizes["unit"] * values.sizes["member"] * calls(values) + pilot
+
+
+def calls(values: xr.DataArray) -> int:
+    """Return the network evaluations of one image of measured values; ValueError as `evaluations`."""
+    return _calls(_attr(values, "evaluations"))
 
 
 def cost(data: xr.Dataset) -> int:
@@ -193,14 +198,6 @@ def design(values: xr.DataArray) -> str:
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         raise ValueError(f"the design of values is JSON with its name; got {quoted(values.attrs['design'])}")
     return found["name"]
-
-
-def check_same_generator(first: xr.DataArray, second: xr.DataArray) -> None:
-    """Refuse values of two generators, or of one with other settings; ValueError names the first difference."""
-    for key in sorted({*first.attrs, *second.attrs} - NOT_THE_GENERATOR):
-        if first.attrs.get(key) != second.attrs.get(key):
-            found = f"their {key} is {plain(first.attrs.get(key))} and {plain(second.attrs.get(key))}"
-            raise ValueError(f"both runs must be of the same generator; {found}")
 
 
 def _attr(values: xr.DataArray, name: str) -> str:
@@ -251,18 +248,6 @@ def measured(values: xr.DataArray, first: str = "statistic", *needs: str) -> xr.
     for name in needs:
         _attr(values, name)
     return values.transpose(*dims)
-
-
-def same_units(first: xr.DataArray, second: xr.DataArray) -> None:
-    """Refuse values of two runs unless both have the same units in the same order; ValueError says how many are common.
-
-    Values of runs of other lengths are cut by `xr.align(first, second)`.
-    """
-    labels, others = first.get_index("unit"), second.get_index("unit")
-    if not labels.equals(others):
-        common = len(labels.intersection(others))
-        found = f"{len(labels)} and {len(others)}, of which {common} are common"
-        raise ValueError(f"both must have the same units in the same order, as after xr.align; got {found}")
 
 
 def images(data: xr.Dataset) -> xr.DataArray:

@@ -12,7 +12,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 import antinb
 from antinb import comparison, dataset, noise, statistics
 from antinb.analysis import verdicts
-from antinb.analysis.estimation import Estimate
+from antinb.analysis.estimates import Estimate
 from antinb.analysis.imagewise import quantiles
 from antinb.models import diffusion
 
