@@ -43,13 +43,14 @@ def prices(
     models: Sequence[str],
     *,
     pairs: int = 1000,
+    runs: int = 2,
     steps: int | None = None,
     guidance: float | None = None,
     dtype: str = "float32",
     tera: float | None = None,
     hours: float | None = None,
 ) -> pd.DataFrame:
-    """Return what pairs, and as many independent images, of each model cost, and how many pairs fit into a time.
+    """Return what pairs and other runs of as many images cost with each model, and how many pairs fit into a time.
 
     A network is built on torch's `meta` device, which allocates nothing, and called once on one image there: its
     floating-point operations are those of matrix products, convolutions and attention, its activations the most
@@ -58,7 +59,8 @@ def prices(
     Args:
         models: shipped names, folders, or ids of `public()`; of other ids nothing is known before a download.
         pairs: pairs of each model.
-        steps: steps of the sampler; None takes 50, or what few-step models need.
+        runs: runs of as many images as there are in the pairs, the pairs counted: with independent images, 2.
+        steps: steps of the samplers that take several; None takes 50, or what few-step models need.
         guidance: scale of classifier-free guidance, of which 1 halves the calls; None takes the pipeline's default.
         dtype: precision of weights and activations.
         tera: 10^12 operations that a device does in a second (see `rate`); None leaves hours open.
@@ -78,7 +80,7 @@ def prices(
     """
     if hours is not None and tera is None:
         raise ValueError(f"hours= needs tera=, what the device does in a second; got hours={hours!r}")
-    pairs = checks.integer("pairs", pairs, LEAST)
+    pairs, each = checks.integer("pairs", pairs, LEAST), 2 * checks.integer("runs", runs, 1)
     per_second = math.nan if tera is None else checks.number("tera", tera, 1e-6, 1e9)
     share = None if hours is None else 3600 * checks.number("hours", hours, 0, 1e6) / max(len(models), 1)
     size = torch.finfo(getattr(torch, checks.choice("dtype", dtype, weights.DTYPES))).bits / 8
@@ -86,11 +88,12 @@ def prices(
     for name in models:
         build, about = _network(str(name))
         row = UNPRICED if build is None else _sketched(build)
-        calls = (steps or about["steps"]) * (2 if about["guided"] and guidance != 1 else 1)
+        count = about["steps"] if steps is None or about["steps"] == 1 else checks.integer("steps", steps, 1)
+        calls = count * (2 if about["guided"] and guidance != 1 else 1)
         image_seconds = calls * row["tera_flop"] / per_second
         fitting = pairs
         if share is not None and math.isfinite(image_seconds):
-            most = int(share / (4 * image_seconds))
+            most = int(share / (each * image_seconds))
             fitting = min(pairs, most) if most >= LEAST else 0
         rows.append(
             {
@@ -99,8 +102,8 @@ def prices(
                 "activations_gb": row["activations_gb"] * size / 4,
                 "evaluations": calls,
                 "pairs": fitting,
-                "run_evaluations": 4 * fitting * calls,
-                "hours": 4 * fitting * image_seconds / 3600,
+                "run_evaluations": each * fitting * calls,
+                "hours": each * fitting * image_seconds / 3600,
                 "source": about["source"],
             }
         )

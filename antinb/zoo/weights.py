@@ -174,7 +174,8 @@ def filled(
     network = build()
     wanted = network.state_dict()
     network.load_state_dict({_known(key, wanted): value for key, value in tensors(folder, stem, place.device).items()})
-    return network.to(place.device, place.dtype), folders.sha256(*files(folder, stem))
+    nn.Module.to(network, place.device, place.dtype)  # that of diffusers warns of parts that it does not have
+    return network, folders.sha256(*files(folder, stem))
 
 
 def _known(name: str, wanted: Mapping[str, object]) -> str:
