@@ -8,12 +8,13 @@ import numpy as np
 import xarray as xr
 
 from antinb import checks, dataset
+from antinb.analysis.learning import leading_modes, learned
 from antinb.analysis.levels import two_level
 from antinb.analysis.regression import coefficients, fit, regression, surrogate
 from antinb.dataset import defined
-from antinb.noise import Design, modes
+from antinb.noise import Design
 
-__all__ = ["coefficients", "direction", "features", "regression", "surrogate", "two_level"]
+__all__ = ["coefficients", "direction", "features", "learned", "regression", "surrogate", "two_level"]
 
 
 @checks.typed
@@ -39,7 +40,7 @@ def features(noise: Design, shape: tuple[int, ...], *, seed: int, leading: int =
         ['mode 0^2', 'mode 0 x 1', 'mode 1^2']
     """
     leading = checks.integer("leading", leading, 1, int(np.prod(shape)))
-    kept = _modes(noise, shape, seed, leading)
+    kept = leading_modes(noise, shape, seed, leading)
     first, second = np.triu_indices(leading)
     products = kept[..., first] * kept[..., second]
     products[..., first == second] = (products[..., first == second] - 1) / 2**0.5
@@ -82,12 +83,6 @@ def direction(values: xr.DataArray, noise: Design, shape: tuple[int, ...], *, le
         raise ValueError(f"a direction is that of one statistic and its own design; got {values.sizes['statistic']}")
     table = defined(values, values["statistic"].item())
     leading = checks.integer("leading", leading, 1, min(int(np.prod(shape)), table.size // 10))
-    kept = _modes(noise, shape, json.loads(values.attrs["seed"]), leading)
+    kept = leading_modes(noise, shape, json.loads(values.attrs["seed"]), leading)
     slope = fit(table.reshape(-1, 1), kept.reshape(1, -1, leading, 1).swapaxes(1, 2))[0]
     return slope / np.linalg.norm(slope)
-
-
-def _modes(noise: Design, shape: tuple[int, ...], seed: int, leading: int) -> np.ndarray:
-    """Return the leading coefficients of a run's noise, `(unit, member, leading)`, one unit in memory at a time."""
-    drawn = (noise.draw(shape, seed=seed, units=[unit])[0] for unit in range(noise.units))
-    return np.stack([modes.to_modes(unit.astype(np.float64), tuple(shape))[:, :leading] for unit in drawn])
