@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ __all__ = ["sample"]
 ROUNDING = 1e-3  # root mean square of a difference that another cut into batches or another machine makes
 BEYOND, FEWEST = 1.5, 256  # values that are beyond the range; least number of values that can be told to lie in [0, 1]
 AUTO, TURNS = "auto", "in turn"  # words for a batch and for conditions
+Write = Callable[[range, Mapping[str, np.ndarray]], None]
 FEW = 4  # steps of a try that looks for the largest batch
 HALF_ROUNDING = 0.02  # the same in half precision, and where the precision is not known
 
@@ -122,18 +126,39 @@ def sample(
             unit, images = stored
             again = generate(generator, design, range(unit, unit + 1), classes=conditions, **made)["image"]
             _check_equal(images, again[0], unit, config)
-        for units in run.missing():
-            values = generate(generator, design, units, classes=conditions, **made)
-            if stored is None:
-                _warn_of_range(values["image"], generator)
-            if stored is None and not traced and not amplifies:
-                cut = made if len(units) > 1 or averaged else {**made, "batch": max(1, min(batch, design.members) // 2)}
-                again = generate(generator, design, units[:1], classes=conditions, **cut)["image"]
-                _check_equal(values["image"][0], again[0], units[0], config)
-            stored = units
-            run.write(units, values)
-            bar.update(len(units) * design.members)
+        with _behind(run.write) as write:
+            for units in run.missing():
+                values = generate(generator, design, units, classes=conditions, **made)
+                if stored is None:
+                    _warn_of_range(values["image"], generator)
+                if stored is None and not traced and not amplifies:
+                    smaller = max(1, min(batch, design.members) // 2)
+                    cut = made if len(units) > 1 or averaged else {**made, "batch": smaller}
+                    again = generate(generator, design, units[:1], classes=conditions, **cut)["image"]
+                    _check_equal(values["image"][0], again[0], units[0], config)
+                stored = units
+                write(units, values)
+                bar.update(len(units) * design.members)
         return run.finish()
+
+
+@contextmanager
+def _behind(write: Write) -> Iterator[Write]:
+    """Yield `write`; beside an accelerator one that works in a thread while the network makes the next shard."""
+    if not torch.accelerator.is_available():
+        yield write
+        return
+    pending: list[Future[None]] = []
+
+    def later(units: range, values: Mapping[str, np.ndarray]) -> None:
+        while pending:
+            pending.pop().result()
+        pending.append(pool.submit(write, units, values))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield later
+        while pending:
+            pending.pop().result()
 
 
 def _warn_of_range(images: np.ndarray, generator: Generator) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -314,3 +315,30 @@ def test_conditions_in_turn_are_stratified(tmp_path, plain):
             antinb.sample(model, noise.iid(3), seed=0, condition="in turn", progress=False)
     with pytest.raises(ValueError, match="or 'in turn'; got 'in tune'"):
         antinb.sample(generator, noise.iid(3), seed=0, condition="in tune", progress=False)
+
+
+def test_beside_an_accelerator_shards_are_written_behind_the_network(mixture_generator, tmp_path, monkeypatch):
+    """In order, with the same bytes, and an error of the disk is raised in the run."""
+    design, writers = noise.antithetic(9), set()
+    plainly = antinb.sample(
+        mixture_generator, design, seed=1, batch=4, store=tmp_path / "one.zarr", progress=False
+    ).compute()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    write = stores.Store.write
+
+    def noted(self, units, values):
+        writers.add(threading.current_thread())
+        write(self, units, values)
+
+    monkeypatch.setattr(stores.Store, "write", noted)
+    run = antinb.sample(mixture_generator, design, seed=1, batch=4, store=tmp_path / "two.zarr", progress=False)
+    xr.testing.assert_identical(run.compute(), plainly)
+    assert writers
+    assert threading.main_thread() not in writers
+
+    def full(self, units, values):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(stores.Store, "write", full)
+    with pytest.raises(OSError, match="no space left"):
+        antinb.sample(mixture_generator, design, seed=1, batch=4, store=tmp_path / "three.zarr", progress=False)

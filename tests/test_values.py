@@ -134,6 +134,17 @@ def test_a_statistic_that_writes_spoils_nothing():
     np.testing.assert_array_equal(RUN["image"], before)
 
 
+class Corner:
+    def __call__(self, images):
+        return images[..., 0, 0, 0]
+
+
+def test_an_object_that_is_called_is_a_statistic():
+    found = statistics.measure(RUN, Corner())
+    assert found["statistic"].values.tolist() == ["Corner"]
+    np.testing.assert_allclose(found[0], RUN["image"][:, :, 0, 0, 0].clip(-1, 1) / 2 + 0.5)
+
+
 def test_statistics_have_names():
     thresholded = functools.partial(np.quantile, q=0.5, axis=(-3, -2, -1))
     names = statistics.measure(RUN, thresholded, lambda images: images[..., 0, 0, 0])["statistic"].values.tolist()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, WanPipeline
+from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, WanPipeline
 from families import FAMILIES, PROMPTS, picture
 from torch import nn
 
@@ -149,3 +149,24 @@ def test_errors_from_below_name_the_pipeline(pipeline):
     pipeline.scheduler.step = None
     with pytest.raises(ValueError, match="StableDiffusionPipeline with DDIMScheduler does not run: TypeError"):
         model(pipeline).generate(Z)
+
+
+@pytest.mark.slow
+def test_several_control_networks_with_images_as_arrays(pipeline):
+    torch.manual_seed(0)
+    nets = [ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4,)) for _ in range(2)]
+    steered = StableDiffusionControlNetPipeline(**pipeline.components, controlnet=nets, requires_safety_checker=False)
+    steered.set_progress_bar_config(disable=True)
+    pictures = [picture(), picture(1)]
+    options = {"height": 8, "width": 8, "controlnet_conditioning_scale": [0.5, 1.0]}
+    with pytest.raises(ValueError, match="MultiControlNetModel is in training mode"):
+        model(steered, options=options | {"image": pictures}).generate(Z)
+    steered.controlnet.eval()
+    runs = [
+        antinb.sample(model(steered, options=options | {"image": images}), noise.antithetic(2), seed=0, progress=False)
+        for images in (pictures, [np.asarray(image)[None] / 255.0 for image in pictures])
+    ]
+    np.testing.assert_allclose(runs[0]["image"], runs[1]["image"], atol=1e-5)
+    recorded = [antinb.dataset.config(run)["options"]["image"] for run in runs]
+    assert [len({part["sha256"] for part in parts}) for parts in recorded] == [2, 2]
+    assert recorded[0] != recorded[1]
