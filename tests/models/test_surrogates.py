@@ -143,3 +143,13 @@ def test_the_surrogate_of_a_latent_model_is_fitted_to_latents_and_decoded():
 def test_what_cannot_be_is_refused(call, rule):
     with pytest.raises(ValueError, match=rule):
         call(diffusion.from_mixture(BELL, SHAPE, LINEAR).with_(steps=3))
+
+
+def test_a_surrogate_predicts_noise_whatever_its_model_predicts():
+    known = surrogates.gaussian(diffusion.from_mixture(BELL, SHAPE, LINEAR).with_(steps=7), BELL).generate(Z)
+    for more in ({"prediction_type": "v_prediction"}, {"prediction_type": "sample", "variance_type": "learned_range"}):
+        model = diffusion.from_network(tiny_unet().double(), {**LINEAR, **more}).with_(steps=7)
+        torch.testing.assert_close(surrogates.gaussian(model, BELL).generate(Z), known, rtol=0, atol=1e-6)
+    ended = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    with pytest.raises(ValueError, match="some of the image at every level"):
+        surrogates.gaussian(diffusion.from_network(tiny_unet().double(), {**LINEAR, **ended}).with_(steps=7), BELL)
