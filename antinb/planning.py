@@ -16,8 +16,9 @@ import xarray as xr
 
 from antinb import checks, dataset, noise
 from antinb.analysis import diagnostics, estimation
+from antinb.analysis.allocation import best_allocation
 from antinb.analysis.intervals import first_stage, jackknife, t_quantile, two_stage, two_stage_interval
-from antinb.analysis.levels import best_allocation, two_costs
+from antinb.analysis.levels import two_costs
 from antinb.analysis.naming import named
 from antinb.analysis.statistics import Statistic, measure, unit_means
 from antinb.dataset import defined, evaluations
@@ -61,7 +62,7 @@ def plan(
     The pilot is one run of `noise.sobol(units, points, antithetic=True)`, each part of which is a smaller
     design: its images are independent draws, its `z, -z` pairs, its halves plain Sobol points. From each the
     variance V of a unit mean is taken, pooled over the pilot; with a coarse twin on the same noise, the
-    (2, 2) covariance and from it the best use of two levels (`levels.best_allocation`).
+    (2, 2) covariance and from it the best use of two levels (`best_allocation`).
 
     A half-width h needs `N >= 20` units with `t_{N-1} sqrt(V / N) <= h`, as far as the pilot knows V: the width
     to be expected, which `run_until` makes sure of. A budget leaves the evaluations that the pilot has not

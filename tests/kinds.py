@@ -47,6 +47,14 @@ COARSE = statistics.measure(
 MANY = statistics.measure(
     antinb.sample(MODEL.with_(steps=1), PAIRS, seed=5, progress=False), statistics.brightness, statistics.contrast
 )
+LEVELS = [
+    statistics.measure(
+        antinb.sample(MODEL.with_(steps=steps), PAIRS, seed=6, progress=False),
+        statistics.brightness,
+        statistics.contrast,
+    )
+    for steps in (2, 1)
+]
 SCORES = antinb.probing.Probe(MODEL, seed=0, timesteps=[500], points=5, coordinates=4).score(
     directions=9, progress=False
 )
@@ -254,6 +262,8 @@ KINDS = {
     "coarse": values(COARSE, VALUES),
     "many": values(MANY, COARSE),
     "coefficient": real(0.5),
+    "groups": ([[VALUES, COARSE], [MANY]], [], [*WRONG, VALUES, [[VALUES, MANY]], [[1]], [VALUES]]),
+    "pilot": (LEVELS, [], [*WRONG, VALUES, [*LEVELS, BASELINE], [VALUES, COARSE, 1]]),
     "candidates.fine": values(PILOT, VALUES),
     "candidates.coarse": (None, [], [part for part in WRONG if part is not None]),
     "data": run(RUN),

@@ -11,7 +11,7 @@ from scipy import stats
 
 import antinb
 from antinb import dataset, estimation, intervals, noise, planning, statistics
-from antinb.analysis import levels
+from antinb.analysis import allocation
 from antinb.noise import modes
 
 SHAPE = (1, 4, 4)
@@ -55,7 +55,7 @@ def test_every_part_of_the_pilot_is_the_design_that_it_stands_for():
 def test_two_levels_of_a_plan_are_those_of_an_allocation():
     fine, coarse = run(PILOT, rough, 0), run(PILOT, twin, 0, 5)
     found = planning.candidates(fine, coarse).query("levels == 2").set_index("design")
-    known = levels.best_allocation(np.cov(*(arm.values[0].mean(-1) for arm in (fine, coarse))), 20 * 32, 5 * 32)
+    known = allocation.best_allocation(np.cov(*(arm.values[0].mean(-1) for arm in (fine, coarse))), 20 * 32, 5 * 32)
     row = found.loc["sobol(32, antithetic)"]
     assert row["coefficient"] == pytest.approx(known["coefficient"])
     assert row["coarse_units"] == pytest.approx(max(1, known["coarse_units_per_fine"]))

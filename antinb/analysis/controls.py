@@ -8,13 +8,24 @@ import numpy as np
 import xarray as xr
 
 from antinb import checks, dataset
+from antinb.analysis.allocation import allocation
 from antinb.analysis.learning import leading_modes, learned
-from antinb.analysis.levels import two_level
+from antinb.analysis.levels import levels, two_level
 from antinb.analysis.regression import coefficients, fit, regression, surrogate
 from antinb.dataset import defined
 from antinb.noise import Design
 
-__all__ = ["coefficients", "direction", "features", "learned", "regression", "surrogate", "two_level"]
+__all__ = [
+    "allocation",
+    "coefficients",
+    "direction",
+    "features",
+    "learned",
+    "levels",
+    "regression",
+    "surrogate",
+    "two_level",
+]
 
 
 @checks.typed

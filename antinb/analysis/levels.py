@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from antinb import checks, dataset
 from antinb.analysis import diagnostics
+from antinb.analysis.allocation import best_weights
 from antinb.analysis.bounded import bounded_interval
 from antinb.analysis.estimates import Estimate
 from antinb.analysis.intervals import row, welch, welch_interval
 from antinb.analysis.statistics import unit_means
 from antinb.dataset import check_same_generator, design, evaluations
 
-__all__ = ["two_level"]
+__all__ = ["levels", "two_level"]
 
 REMEDY = "take more units, of the fine sampler first"
 
@@ -107,30 +110,95 @@ def _joined(pieces: list[np.ndarray], b: float, level: float) -> tuple[float, fl
     return float(estimate - below), float(estimate + above)
 
 
-def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[str, float]:
-    r"""Return how two levels are best used: `coefficient, coarse_units_per_fine, predicted_efficiency`.
+@checks.typed
+def levels(
+    groups: Sequence[Sequence[xr.DataArray]], pilot: Sequence[xr.DataArray], *, level: float = 0.95
+) -> pd.DataFrame:
+    r"""Return the mean of the finest sampler's statistics from runs of several levels, with intervals.
 
-    With costs `c_1` of a unit on both levels and `c_2` on the coarse one, b minimises
-    `sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2)`: with q^2 = c_2/c_1 and r = Corr(F, C) it is
-    `b = sd(F)/sd(C) sign(r) max(|r| - q sqrt((1 - r^2)/(1 - q^2)), 0)`, less than the regression's. Then
-    `n'/n = sqrt(b^2 Var(C) c_1 / (Var(F - b C) c_2))`, and the efficiency against the fine sampler alone, of
-    the same design, is `Var(F) c_F / (sqrt(Var(F - b C) c_1) + |b| sqrt(Var(C) c_2))^2`.
+    A level is a sampler or a surrogate. A group g is a run of some levels on common noise, of which it has unit means
+    `y_g`; the groups are independent. Any `sum_g a_g' mean(y_g)` is unbiased if the coefficients of the finest level
+    sum to 1 and those of each other level to 0. The best ones are
+    `a_g = n_g C_g^-1 R_g Psi^-1 e`, `Psi = sum_g n_g R_g' C_g^-1 R_g`, with the covariance C of the levels, which an
+    independent pilot gives, R_g the levels of the group, n_g its images and e the finest level. Then
+    `se^2 = sum_g Var(a_g' y_g) / units_g`, df by Welch and Satterthwaite.
 
     Args:
-        covariance: (2, 2), of the unit means of the fine and the coarse sampler.
-        fine: evaluations of a unit of the fine sampler.
-        coarse: evaluations of a unit of the coarse one.
+        groups: for each group the tables `(statistic, unit, member)` of its levels, same design and seed; every group
+            has a seed of its own.
+        pilot: one table a level, the finest first, of one design and another seed.
+        level: of the intervals.
+
+    Returns:
+        Rows `statistic, design, estimate, low, high, level, method, units, evaluations, se, df, warning`; `units` are
+        those of the groups, such as "20+80", `evaluations` those of the groups and the pilot.
+
+    Raises:
+        ValueError: if a table is of no level of the pilot, a level is in no group, tables of a group do not share
+            their noise, groups or the pilot do, or a group has fewer than two units.
+
+    Source: Schaden and Ullmann, On multilevel best linear unbiased estimators, SIAM/ASA JUQ 8 (2020), 601-635.
     """
-    variance, moved_variance = np.diag(covariance)
-    rho, both = covariance[0, 1] / (variance * moved_variance) ** 0.5, fine + coarse
-    share = coarse / both
-    weight = max(abs(rho) - (share * max(1 - rho**2, 0) / (1 - share)) ** 0.5, 0)
-    b = np.sign(rho) * weight * (variance / moved_variance) ** 0.5
-    rest, moved = max(1 - 2 * weight * abs(rho) + weight**2, 0), weight**2  # in variances of the fine sampler
-    ratio = (moved * both / (rest * coarse)) ** 0.5 if rest > 0 else np.inf
-    efficiency = fine / ((rest * both) ** 0.5 + (moved * coarse) ** 0.5) ** 2
-    numbers = {"coefficient": b, "coarse_units_per_fine": ratio, "predicted_efficiency": efficiency}
-    return {name: float(number_) for name, number_ in numbers.items()}
+    checks.level(level)
+    known = [dataset.measured(part, "statistic", "seed", "design") for part in pilot]
+    tables = [[dataset.measured(part, "statistic", "seed", "design") for part in group] for group in groups]
+    _check_groups(tables, known)
+    places = [[_level_of(part, known) for part in group] for group in tables]
+    missing = {*range(len(known))} - {place for group in places for place in group}
+    if missing:
+        raise ValueError(f"every level is in a group; level {min(missing)} is in none")
+    images = np.array([float(group[0].sizes["unit"] * group[0].sizes["member"]) for group in tables])
+    rows = []
+    for name in known[0]["statistic"].values.tolist():
+        covariance = np.atleast_2d(np.cov([unit_means(part, name) for part in known]))
+        weights = best_weights(covariance, places, images)
+        parts = [
+            weight @ np.stack([unit_means(part, name) for part in group])
+            for weight, group in zip(weights, tables, strict=True)
+        ]
+        spent = sum(evaluations(part) for part in [*known, *(part for group in tables for part in group)])
+        found = {"statistic": name, "design": design(tables[0][0])}
+        rows.append(found | _combined(parts, name, level, "levels", evaluations=spent))
+    return pd.DataFrame(rows)
+
+
+def _check_groups(groups: list[list[xr.DataArray]], pilot: list[xr.DataArray]) -> None:
+    """Refuse groups or a pilot whose tables do not share their noise, or that share it with each other."""
+    if not pilot or not groups or not all(groups):
+        raise ValueError(f"levels need a pilot and groups with tables; got {len(pilot)}, {[len(g) for g in groups]}")
+    for group in [*groups, pilot]:
+        for part in group[1:]:
+            dataset.check_same_noise(group[0], part)
+    seeds = [group[0].attrs["seed"] for group in [*groups, pilot]]
+    if len({*seeds}) < len(seeds):
+        raise ValueError(f"each group and the pilot have a seed of their own; got {', '.join(map(str, seeds))}")
+
+
+def _level_of(values: xr.DataArray, pilot: list[xr.DataArray]) -> int:
+    """Return the place of a table's generator in the pilot."""
+    found = [k for k, part in enumerate(pilot) if dataset.generator_of(part) == dataset.generator_of(values)]
+    if len(found) != 1:
+        raise ValueError(
+            f"each table is of one level of the pilot; one of seed {values.attrs['seed']} fits {len(found)}"
+        )
+    return found[0]
+
+
+def _combined(parts: list[np.ndarray], name: str, level: float, method: str, **about: object) -> dict[str, object]:
+    """Return the row of a sum of independent means of units `(units,)` each."""
+    counts = [len(part) for part in parts]
+    if min(counts) < 2:
+        raise ValueError(f"a group needs at least two units; got {counts}")
+    variances = np.array([part.var(ddof=1) / len(part) for part in parts])
+    if not variances.sum():
+        raise ValueError(f"{name} is constant over units: there is no width to estimate")
+    found = Estimate(
+        sum(part.mean() for part in parts), variances.sum() ** 0.5, float(welch(variances, np.array(counts)))
+    )
+    said = next(filter(None, (diagnostics.warning(part, REMEDY) for part in parts if part.any())), "")
+    ends = (found.estimate, *found.interval(level))
+    about |= {"se": found.se, "df": found.df}
+    return row(ends, level=level, method=method, units="+".join(map(str, counts)), warning=said, **about)
 
 
 def two_costs(fine: xr.DataArray, coarse: xr.DataArray) -> tuple[int, int]:

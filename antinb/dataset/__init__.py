@@ -1,6 +1,6 @@
 """What a run is, and how it is stored."""
 
-from antinb.dataset.agreement import check_same_generator, check_same_noise, same_units
+from antinb.dataset.agreement import check_same_generator, check_same_noise, generator_of, same_units
 from antinb.dataset.memory import Memory
 from antinb.dataset.reader import damage, open, stored_batch, stored_units  # noqa: A004
 from antinb.dataset.run import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import xarray as xr
 
 from antinb.checks import plain
@@ -21,11 +23,17 @@ NOT_THE_GENERATOR = {
 }
 
 
+def generator_of(values: xr.DataArray) -> dict[Hashable, object]:
+    """Return the attrs of measured values that say what the generator and its settings were."""
+    return {key: value for key, value in values.attrs.items() if key not in NOT_THE_GENERATOR}
+
+
 def check_same_generator(first: xr.DataArray, second: xr.DataArray) -> None:
     """Refuse values of two generators, or of one with other settings; ValueError names the first difference."""
-    for key in sorted({*first.attrs, *second.attrs} - NOT_THE_GENERATOR):
-        if first.attrs.get(key) != second.attrs.get(key):
-            found = f"their {key} is {plain(first.attrs.get(key))} and {plain(second.attrs.get(key))}"
+    ours, others = generator_of(first), generator_of(second)
+    for key in sorted({*ours, *others}, key=str):
+        if ours.get(key) != others.get(key):
+            found = f"their {key} is {plain(ours.get(key))} and {plain(others.get(key))}"
             raise ValueError(f"both runs must be of the same generator; {found}")
 
 

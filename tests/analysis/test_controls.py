@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 
 import antinb
 from antinb import controls, estimation, noise, statistics
-from antinb.analysis import levels
+from antinb.analysis import allocation
 from antinb.analysis.bounded import bounded_interval
 from antinb.analysis.intervals import welch_interval
 from antinb.noise import modes
@@ -177,7 +177,7 @@ def test_the_allocation_predicts_what_two_levels_save():
     """C = F + independent noise of variance v: the spread of two levels as a function of b, minimised by SciPy."""
     v, design = 0.05, noise.iid(20_000)
     arms = run(design, lambda c: c[..., 0], 0, 50), run(design, lambda c: c[..., 0] + v**0.5 * c[..., 5], 0, 5)
-    row = levels.best_allocation(np.cov(*(arm.values[0].mean(-1) for arm in arms)), 50, 5)
+    row = allocation.best_allocation(np.cov(*(arm.values[0].mean(-1) for arm in arms)), 50, 5)
 
     def parts(b):
         return (1 - b) ** 2 + b**2 * v, b**2 * (1 + v)
@@ -197,7 +197,7 @@ def test_the_allocation_predicts_what_two_levels_save():
 def test_no_other_coefficient_is_cheaper(rho):
     sd, costs = np.array([2.0, 3.0]), (20, 5)
     covariance = np.array([[1, rho], [rho, 1]]) * sd[:, None] * sd
-    found = levels.best_allocation(covariance, *costs)
+    found = allocation.best_allocation(covariance, *costs)
     b = np.linspace(-1, 1, 20_001)
     rest, moved = sd[0] ** 2 - 2 * b * covariance[0, 1] + b**2 * sd[1] ** 2, b**2 * sd[1] ** 2
     spread = ((rest * sum(costs)) ** 0.5 + (moved * costs[1]) ** 0.5) ** 2
