@@ -144,6 +144,8 @@ def report(out: Path) -> None:
 @click.option(
     "--batch", default="64", show_default=True, help="Images at once, or 'auto', as many as there is memory for."
 )
+@click.option("--workers", type=click.IntRange(min=1), help="Processes of this machine that share the work.")
+@click.option("--cluster", help="Address of a dask scheduler whose workers do the work, such as tcp://host:8786.")
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Zarr store: new, or a run to go on with."
 )
@@ -162,11 +164,16 @@ def sample(
     device: str | None,
     dtype: str | None,
     batch: str,
+    workers: int | None,
+    cluster: str | None,
     store: Path,
 ) -> None:
     """Sample MODEL, a shipped name, a diffusers folder or an id of the hub, to a Zarr store."""
     from antinb import noise, sampling, zoo
+    from antinb.workers import connected
 
+    if workers and cluster:
+        raise click.UsageError(f"the work is done by --workers or by --cluster; got {workers} and {cluster}")
     if (design == "simplex") != (k is not None):
         raise click.UsageError(f"--k belongs to the simplex design and to no other; got --design {design}, --k {k}")
     if prompts and prompts_file:
@@ -176,7 +183,8 @@ def sample(
         chosen = getattr(noise, design)(units, *([] if k is None else [k]))
         generator = zoo.load(model, prompts=prompts_file or prompts, **settings)
         how = {"condition": _number(condition), "batch": _number(batch), "store": store}
-        sampling.sample(generator, chosen, seed=seed, **how)
+        with connected(workers, cluster) as client:
+            sampling.sample(generator, chosen, seed=seed, client=client, **how)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
 

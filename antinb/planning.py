@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from antinb import checks, dataset, noise
+from antinb import checks, dataset, noise, workers
 from antinb.analysis import diagnostics, estimation
 from antinb.analysis.allocation import best_allocation
 from antinb.analysis.intervals import first_stage, jackknife, t_quantile, two_stage, two_stage_interval
@@ -128,6 +128,7 @@ def run_until(
     store: str | Path | None = None,
     level: float = 0.95,
     batch: int = 64,
+    client: workers.Client = None,
 ) -> pd.DataFrame:
     r"""Sample a design until the interval of every statistic is narrow enough.
 
@@ -147,6 +148,7 @@ def run_until(
         store: path of the run, new or one to go on with; None keeps no images.
         level: of the intervals.
         batch: images that the network sees at once.
+        client: as for `antinb.sample`.
 
     Returns:
         Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, skewness,
@@ -164,14 +166,15 @@ def run_until(
         checks.integer("most", most, 1, 2**63)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run.zarr" if store is None else store
-        options = {"seed": seed, "condition": condition, "store": place, "batch": batch, "progress": False}
+        options = {"condition": condition, "store": place, "batch": batch, "progress": False, "client": client}
         units, needed = 0, max(first.units, dataset.stored_units(place))
         while needed > units:
             units = needed
             cost = units * first.members * generator.evaluations
             if most is not None and cost > most:
                 raise ValueError(f"the half-width needs {cost} evaluations, {units} units; most is {most}")
-            found = measure(sample(generator, replace(first, units=units), **options), *asked)
+            run = sample(generator, replace(first, units=units), seed=seed, **options)
+            found = measure(run, *asked)
             rows = estimation.interval(found, level=level)
             means = [unit_means(found, name) for name in rows["statistic"]]
             stages = [first_stage(part, first.units) for part in means]

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from antinb import checks, dataset
+from antinb import checks, dataset, workers
 from antinb.models.draws import rows
 from antinb.models.functions import Function
 from antinb.models.generator import Generator, Integrator
@@ -41,6 +42,7 @@ def sample(
     batch: int | str = 64,
     trajectory: bool = False,
     progress: bool = True,
+    client: workers.Client = None,
 ) -> xr.Dataset:
     """Return the images of every unit and member of a design, `(unit, member, channel, y, x)`.
 
@@ -64,12 +66,15 @@ def sample(
         trajectory: whether to keep, `(unit, member, step, channel, y, x)`, the `state` before each
             step and its `predicted_noise`, with `timestep(step)`.
         progress: whether to show a progress bar.
+        client: a `dask.distributed.Client` whose workers make the shards (`pip install "antinb[cluster]"`); this
+            process writes them, in order, to the store that it needs. At one batch size and thread count the bytes
+            are those of one process. A lost worker's shards are made by the others.
 
     Raises:
         ValueError: if an argument is out of its range, the store holds something else, the generator
-            has no trajectory, or it returns non-finite images; shards already written stay, the bad
-            one is not written.
-        OSError: if the store cannot be written; shards already written stay.
+            has no trajectory or cannot be sent to workers, or it returns non-finite images; shards already written
+            stay, the bad one is not written.
+        OSError: if the store cannot be written or all workers are lost; shards already written stay.
 
     Examples:
         >>> import antinb
@@ -84,6 +89,10 @@ def sample(
         raise ValueError(f"a generator is what antinb.load returns; got a {type(generator).__name__}")
     if not isinstance(store, (str, os.PathLike, type(None))):
         raise ValueError(f"store must be a path or None; got {store!r}")
+    if client is not None:
+        workers.check(client)
+        if store is None:
+            raise ValueError("a run of several workers needs a store; got store=None")
     traced = isinstance(generator, Integrator)
     if trajectory and not traced:
         raise ValueError(f"trajectories need a network with its scheduler; got a {type(generator).__name__}")
@@ -116,7 +125,7 @@ def sample(
         kept = 2 * len(labels["timesteps"]) + 1 if labels["timesteps"] else 1
         checks.memory(f"a run of {design.units} units", design.units, design.members, kept, *generator.shape)
     size = {"units": design.units, "shard": max(1, batch // design.members)}
-    made = {"seed": seed, "batch": batch, "trajectory": trajectory}
+    made = {"seed": seed, "batch": batch, "trajectory": trajectory, "classes": conditions}
     amplifies = getattr(generator, "amplifies", False)
     run = dataset.Memory(config, **size, **labels) if store is None else dataset.Store(store, config, **size, **labels)
     with run, tqdm(total=design.units * design.members, unit="image", disable=not progress) as bar:
@@ -124,17 +133,18 @@ def sample(
         stored = run.first()
         if stored and not amplifies:
             unit, images = stored
-            again = generate(generator, design, range(unit, unit + 1), classes=conditions, **made)["image"]
+            again = generate(generator, design, range(unit, unit + 1), **made)["image"]
             _check_equal(images, again[0], unit, config)
+        make = partial(generate, design=design, **made)
+        shards = ((units, make(generator, units=units)) for units in run.missing())
         with _behind(run.write) as write:
-            for units in run.missing():
-                values = generate(generator, design, units, classes=conditions, **made)
+            for units, values in shards if client is None else workers.spread(client, make, generator, run.missing()):
                 if stored is None:
                     _warn_of_range(values["image"], generator)
                 if stored is None and not traced and not amplifies:
                     smaller = max(1, min(batch, design.members) // 2)
                     cut = made if len(units) > 1 or averaged else {**made, "batch": smaller}
-                    again = generate(generator, design, units[:1], classes=conditions, **cut)["image"]
+                    again = generate(generator, design, units[:1], **cut)["image"]
                     _check_equal(values["image"][0], again[0], units[0], config)
                 stored = units
                 write(units, values)

@@ -20,7 +20,19 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
     if "data" not in path.relative_to(PACKAGE).parts
 }
-ROOMS = ["noise", "models", "zoo", "tasks", "sampling", "probing", "planning", "dataset", "analysis", "reporting"]
+ROOMS = [
+    "noise",
+    "models",
+    "zoo",
+    "tasks",
+    "workers",
+    "sampling",
+    "probing",
+    "planning",
+    "dataset",
+    "analysis",
+    "reporting",
+]
 BELOW = {
     "checks": set(),
     "noise": {"checks"},
@@ -29,11 +41,12 @@ BELOW = {
     "analysis": {"checks", "noise", "dataset"},
     "zoo": {"checks", "noise", "dataset", "models"},
     "tasks": {"checks", "noise", "dataset", "models", "zoo", "analysis"},
-    "sampling": {"checks", "noise", "dataset", "models"},
+    "workers": {"checks", "models"},
+    "sampling": {"checks", "noise", "dataset", "workers", "models"},
     "probing": {"checks", "noise", "dataset", "models", "analysis", "sampling"},
-    "planning": {"checks", "noise", "dataset", "models", "analysis", "sampling"},
+    "planning": {"checks", "noise", "dataset", "models", "analysis", "workers", "sampling"},
     "reporting": {"checks", "noise", "dataset", "analysis"},
-    "cli": {"checks", "noise", "models", "zoo", "sampling", "dataset", "reporting"},
+    "cli": {"checks", "noise", "models", "zoo", "workers", "sampling", "dataset", "reporting"},
 }
 WALLED = [name for name in MODULES if name.split(".")[1:2] in (["noise"], ["dataset"], ["analysis"], ["reporting"])]
 HEAVY = {"torch", "diffusers", "zuko", "transformers", "torchvision", "torchmetrics"}
@@ -60,7 +73,7 @@ def test_the_folder_list_is_the_flow():
     entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "data", "__init__.py", "py.typed"}
     assert entries == {
         *("noise", "models", "zoo", "tasks", "dataset", "analysis", "reporting"),
-        *("checks.py", "sampling.py", "probing.py", "planning.py", "cli.py"),
+        *("checks.py", "workers.py", "sampling.py", "probing.py", "planning.py", "cli.py"),
     }
     assert max(path.read_text().count("\n") for path in MODULES.values()) <= 320
 

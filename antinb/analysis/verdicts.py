@@ -69,6 +69,6 @@ def units_needed(found: Estimate, units: int, margin: float, error: float) -> fl
 def decided(table: pd.DataFrame, level: float, looks: int) -> pd.DataFrame:
     """Return the rows with the p-values of Holm over them, `looks` times as large, and with their `verdict`."""
     worse = {name: (looks * table[name]).clip(upper=1) for name in ("p_equal", "p_different")}
-    tests = {name: multipletests(part, method="holm")[1] for name, part in worse.items()}
+    tests = {name: np.asarray(multipletests(part, method="holm")[1]) for name, part in worse.items()}
     equal, different = (part <= 1 - level for part in tests.values())
     return table.assign(**tests, verdict=np.where(equal, "equal", np.where(different, "different", "undecided")))

@@ -78,8 +78,7 @@ def open(out_dir: str | Path, notebook: str, parameters: Mapping[str, object]) -
     """
     pd.set_option("display.max_colwidth", None)
     told = os.environ.get(results.PLACE)
-    ipython = _notebook()
-    start = Path(ipython.get_ipython().starting_dir) if ipython else Path.cwd()
+    start = Path(ipython.get_ipython().starting_dir) if (ipython := _notebook()) else Path.cwd()
     folder = Path(told) if told else start / Path(out_dir).expanduser() / _own_name(notebook)
     return Report(folder, notebook, dict(parameters))
 

@@ -1,0 +1,112 @@
+"""A run made by the workers of a dask cluster: the bytes of one process, whatever happens to the workers."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+import zarr
+
+import antinb
+from antinb import noise
+
+distributed = pytest.importorskip("distributed")
+DESIGN = noise.antithetic(24)
+OPTIONS = {"seed": 3, "batch": 4, "progress": False}
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # dask tells of every worker that leaves
+
+
+@pytest.fixture(scope="module")
+def model():
+    return antinb.load("fashion-ddpm", steps=3)
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    """Return the files of a run of one process."""
+    store = tmp_path_factory.mktemp("alone") / "run.zarr"
+    antinb.sample(model, DESIGN, store=store, **OPTIONS)
+    return files(store)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        with distributed.Client(cluster) as client:
+            client.wait_for_workers(2)
+            yield cluster, client
+
+
+def files(store):
+    return {
+        str(path.relative_to(store)): path.read_bytes() for path in sorted(Path(store).rglob("*")) if path.is_file()
+    }
+
+
+def kill_a_worker(client, sign=signal.SIGKILL):
+    os.kill(next(iter(client.run(os.getpid).values())), sign)
+
+
+def test_two_workers_write_the_bytes_of_one_process(cluster, model, alone, tmp_path):
+    antinb.sample(model, DESIGN, store=tmp_path / "run.zarr", client=cluster[1], **OPTIONS)
+    assert files(tmp_path / "run.zarr") == alone
+
+
+def test_a_run_that_was_stopped_goes_on_with_workers_and_without(cluster, model, alone, tmp_path):
+    store, client = tmp_path / "run.zarr", cluster[1]
+    antinb.sample(model, noise.antithetic(6), store=store, **OPTIONS)
+    antinb.sample(model, noise.antithetic(14), store=store, client=client, **OPTIONS)
+    antinb.sample(model, DESIGN, store=store, **OPTIONS)
+    xr.testing.assert_identical(antinb.open(store).load(), reopened(alone, tmp_path))
+
+
+def reopened(contents, folder):
+    for name, content in contents.items():
+        path = folder / "alone.zarr" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return antinb.open(folder / "alone.zarr").load()
+
+
+def test_what_goes_wrong_on_a_worker_is_told_here_and_what_is_stored_stays(cluster, model, tmp_path):
+    client, store = cluster[1], tmp_path / "run.zarr"
+    broken = antinb.load(
+        lambda z: torch.where(z.abs().amax((1, 2, 3), keepdim=True) > 3.4, torch.nan, z / 5), shape=(1, 8, 8)
+    )
+    with pytest.raises(ValueError, match="NaN or infinity in 1 of 2 units, first in unit"):
+        antinb.sample(broken, noise.antithetic(400), store=store, client=client, **OPTIONS)
+    assert 0 < (zarr.open_array(store / "done")[:] > 0).sum() < 400
+    held = threading.Lock()
+    stuck = antinb.load(lambda z: z if held else -z, shape=(1, 2, 2))
+    with pytest.raises(ValueError, match="workers need a model that can be pickled; this Function cannot: "):
+        antinb.sample(stuck, DESIGN, store=tmp_path / "other.zarr", client=client, **OPTIONS)
+
+
+def test_a_client_is_one_of_dask_and_needs_a_store(model, tmp_path):
+    with pytest.raises(ValueError, match=r"must be a dask\.distributed\.Client .* got a int"):
+        antinb.sample(model, DESIGN, store=tmp_path / "run.zarr", client=3, **OPTIONS)
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        with pytest.raises(ValueError, match="a run of several workers needs a store; got store=None"):
+            antinb.sample(model, DESIGN, client=client, **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_that_die_leave_and_join_change_nothing(cluster, model, alone, tmp_path):
+    """A worker is killed while the first shards are made, and another one joins."""
+    store, seen = tmp_path / "run.zarr", []
+
+    def write(self, units, values, write=antinb.dataset.Store.write):
+        if not seen:
+            kill_a_worker(cluster[1])
+            cluster[0].scale(3)
+        seen.append(units)
+        write(self, units, values)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(antinb.dataset.Store, "write", write)
+        antinb.sample(model, DESIGN, store=store, client=cluster[1], **OPTIONS)
+    assert [unit for units in seen for unit in units] == list(range(24))
+    assert files(store) == alone
