@@ -151,8 +151,7 @@ def run_until(
         client: as for `antinb.sample`.
 
     Returns:
-        Rows `statistic, design, estimate, low, high, level, method, units, members, evaluations, se, df, skewness,
-        largest_share, warning`.
+        Rows of `estimation.interval` without `dropped`.
 
     Raises:
         ValueError: as `estimation.interval`, for a half-width that is not positive, fewer than 20 units, or if
@@ -173,8 +172,7 @@ def run_until(
             cost = units * first.members * generator.evaluations
             if most is not None and cost > most:
                 raise ValueError(f"the half-width needs {cost} evaluations, {units} units; most is {most}")
-            run = sample(generator, replace(first, units=units), seed=seed, **options)
-            found = measure(run, *asked)
+            found = measure(sample(generator, replace(first, units=units), seed=seed, **options), *asked)
             rows = estimation.interval(found, level=level)
             means = [unit_means(found, name) for name in rows["statistic"]]
             stages = [first_stage(part, first.units) for part in means]
@@ -203,9 +201,8 @@ def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level:
             may stand twice, as in a bootstrap.
 
     Returns:
-        Rows `statistic, odd_share, smooth_share, design, levels, efficiency, variance, cost, coefficient,
-        coarse_units, correlation`:
-        variance and evaluations of one unit, which with two levels is a fine unit with its `coarse_units`.
+        Rows `statistic, odd_share, smooth_share, design, levels, efficiency, variance, cost, coefficient, coarse_units,
+        correlation`: variance and evaluations of one unit, with two levels a fine unit with its `coarse_units`.
 
     Raises:
         ValueError: for another design, an undefined or constant statistic, or a twin that is not coarser.
