@@ -15,6 +15,7 @@ __all__ = ["allocation"]
 
 FREE = 1e-3  # cost of a level without network calls, in evaluations of the cheapest one that has some
 ROUNDS = 500  # of an allocation
+MOST = 1e6  # units for each of the first group, where that leaves hardly any variance
 JITTER = 1e-10  # of a variance, since two levels may be equal
 
 
@@ -92,8 +93,10 @@ def nested(covariance: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, float
         before, product = product, float((spreads * np.sqrt(spent)).sum() ** 2)
         if before - product <= JITTER * product:
             break
-    kept = np.where(units > 1e-4 * units[0], units / units[0], 0.0)
-    return kept, float(covariance[0, 0] * costs[0] / product) if product else np.inf
+    ratio = units / units[0]
+    return np.where(ratio > 1 / MOST**0.5, np.minimum(ratio, MOST), 0.0), float(
+        covariance[0, 0] * costs[0] / product
+    ) if product else np.inf
 
 
 def best_allocation(covariance: np.ndarray, fine: float, coarse: float) -> dict[str, float]:
