@@ -31,8 +31,7 @@ from antinb.reporting import manifest, results, texts
 __all__ = ["Report", "open", "size", "versions"]
 
 ENDS = manifest.ENDS
-PROFILES = ("smoke", "full")
-EXPECTED = ("holds", "refuted")
+PROFILES, EXPECTED = ("smoke", "full"), ("holds", "refuted")
 LEVEL = 0.95
 TRUETYPE, LONG = 42, 500_000  # a kind of font in PDF; characters of a CSV
 PACKAGES = ("antinb", "torch", "diffusers", "numpy", "scipy", "xarray", "matplotlib")
