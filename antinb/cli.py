@@ -1,4 +1,4 @@
-"""The command line: run notebooks, sample a model to a store, list the models."""
+"""The command line: run notebooks, sample a model to a store, compare two, list the models."""
 
 from __future__ import annotations
 
@@ -191,6 +191,76 @@ def sample(
 
 def _number(text: str | None) -> int | str | None:
     return int(text) if text is not None and re.fullmatch(r"-?[0-9]{1,9}", text) else text
+
+
+@main.command()
+@click.argument("models", metavar="A B", nargs=2)
+@click.option("--statistic", "asked", multiple=True, help="Such as contrast, 'brightness>0.35' or 'P(trouser)'.")
+@click.option("--margin", "margins", multiple=True, metavar="NAME=SIZE", help="A difference that does not matter.")
+@click.option("--design", default="antithetic", type=click.Choice(["iid", "antithetic"]), show_default=True)
+@click.option("--pairs", "--units", "units", default=1024, show_default=True, help="The most that are sampled.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", type=int, help="Steps of both samplers.  [50]")
+@click.option("--steps-b", type=int, help="Steps of B, if others.")
+@click.option("--scheduler", help="Sampler of both, such as ddim or dpmsolver++.")
+@click.option("--scheduler-b", help="Sampler of B, if another one.")
+@click.option("--weights-b", help="Round the weights of B: bfloat16, float16, int8 or int4.")
+@click.option("--device", help="Where the networks run, such as cuda.  [cpu]")
+@click.option("--batch", default=64, show_default=True)
+@click.option("--reference", type=click.Path(path_type=Path), help="Pictures, or moments .npz, for Fréchet distances.")
+@click.option("--features", help="A classifier whose features these are, a name or a folder.")
+@click.option("--out", default="compare", type=click.Path(path_type=Path), help="Folder of the results.  [compare]")
+def compare(
+    models: tuple[str, str],
+    asked: tuple[str, ...],
+    margins: tuple[str, ...],
+    design: str,
+    units: int,
+    seed: int,
+    steps: int | None,
+    steps_b: int | None,
+    scheduler: str | None,
+    scheduler_b: str | None,
+    weights_b: str | None,
+    device: str | None,
+    batch: int,
+    reference: Path | None,
+    features: str | None,
+    out: Path,
+) -> None:
+    """Say whether model B makes the images of model A: both start from the same noise until every statistic is decided.
+
+    A and B are models as for `antinb sample`, or two stored runs. A statistic is "equal" if its difference is shown to
+    be below the margin, "different" if it is shown to be above, with an error of 5% over all looks; without a margin it
+    is never equal. If none is named, brightness and contrast are asked for, within 0.01.
+
+    Exits with 0 if all are equal, with 1 if any is different, with 3 if one is undecided when all pairs are spent, with
+    2 if something fails. The same line goes on where it was stopped.
+    """
+    from antinb import comparing, zoo
+
+    first = {"steps": steps, "scheduler": scheduler, "device": device}
+    second = first | {"steps": steps_b or steps, "scheduler": scheduler_b or scheduler}
+    changed = [name for name, value in (*second.items(), ("weights_b", weights_b)) if value is not None]
+    stored = [comparing.is_store(model) for model in models]
+    try:
+        if any(stored) and (not all(stored) or changed):
+            rule = "two models are compared, or two stored runs as they are"
+            raise ValueError(f"{rule}; got {', '.join(map(repr, [*models, *changed]))}")
+        question = comparing.question(asked, margins, design=design, units=units, seed=seed, batch=batch)
+        if all(stored):
+            table, runs = comparing.opened(models, question)
+        else:
+            a, b = (zoo.load(name, **given) for name, given in zip(models, (first, second), strict=True))
+            both = a, zoo.rounded(b, weights_b) if weights_b else b
+            table, runs = comparing.sampled(both, question, out)
+        more = comparing.distances(runs, reference, features)
+        click.echo(comparing.told(table, more))
+        click.echo(comparing.written(out, models, question, table, runs, more))
+    except (ValueError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None
+    raise SystemExit(comparing.code(table))
 
 
 @main.command()

@@ -96,7 +96,8 @@ def summary(
         about |= {"shared": shared, "margin": margins[name] or np.nan, **tests, "verdict": "", "units_needed": needed}
         gaps = (rest[1] - rest[0]).mean(1) if shared != "nothing" else np.r_[rest[0].mean(1), rest[1].mean(1)]
         about |= {"dropped": dropped, **diagnostics.shape(gaps)}
-        about["warning"] = "" if about["method"] == "bounded" else diagnostics.warning(gaps, REMEDY)
+        trusted = about["method"] == "bounded" or not gaps.any()
+        about["warning"] = "" if trusted else diagnostics.warning(gaps, REMEDY)
         units = len(tables[0]) if shared != "nothing" else "+".join(str(len(table)) for table in tables)
         means = {"a": tables[0].mean(), "b": tables[1].mean()}
         numbers = row((found.estimate, *ends), level=level, units=units, **about)

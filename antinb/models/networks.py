@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 import torch
@@ -88,23 +89,33 @@ def parts(
     if null is not None:
         null = checks.integer(NULL, null, 0, (classes or 0) - 1)
     network.eval()
-
-    def call(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        if (classes is None) != (condition is None):
-            raise ValueError(f"the model {'takes no' if classes is None else 'needs'} condition; got {condition!r}")
-        if condition is not None and not 0 <= condition.min() <= condition.max() < classes:
-            raise ValueError(f"the model has classes 0 to {classes - 1}; got {condition.tolist()}")
-        labels = condition if condition is None else condition.to(x.device)
-        return network(x, t.expand(len(x)), class_labels=labels).sample
-
     return {
-        "network": call,
+        "network": Called(network, classes),
         "shape": noise_shape(network),
         "like": next(network.parameters()),
         "null": null,
         "conditions": (classes or 0) - (null is not None),
         "identity": {**identity, "network_sha256": module_hash(network)},
     }
+
+
+@dataclass(frozen=True)
+class Called:
+    """A network of diffusers as a generator calls it; `classes` is how many it knows, None if it takes none."""
+
+    module: UNet2DModel | DiTTransformer2DModel
+    classes: int | None
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """Return the output `(B, C, H, W)`; ValueError for a condition that the network does not know."""
+        if (self.classes is None) != (condition is None):
+            raise ValueError(
+                f"the model {'takes no' if self.classes is None else 'needs'} condition; got {condition!r}"
+            )
+        if condition is not None and not 0 <= condition.min() <= condition.max() < (self.classes or 0):
+            raise ValueError(f"the model has classes 0 to {(self.classes or 0) - 1}; got {condition.tolist()}")
+        labels = condition if condition is None else condition.to(x.device)
+        return self.module(x, t.expand(len(x)), class_labels=labels).sample
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor], about: object = None) -> str:
