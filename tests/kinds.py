@@ -363,6 +363,8 @@ KINDS = {
     "trajectory": flag(False),
     "progress": (False, [np.False_], flag(False)[2]),
     "load.name": name("fashion-classifier"),
+    "rounded.generator": thing(FLOW, MODEL),
+    "weights": name("int8", "int3"),
     "model": thing(MODEL, FLOW.network),
     "source": (MIXTURE, [], [*WRONG, 1, RUN["image"], RUN.isel(unit=slice(2)), torch.zeros(20, *SHAPE, dtype=bool)]),
     "rank": (None, [], [part for part in COUNTS if part is not None] + [47]),
