@@ -46,7 +46,7 @@ BELOW = {
     "probing": {"checks", "noise", "dataset", "models", "analysis", "sampling"},
     "planning": {"checks", "noise", "dataset", "models", "analysis", "workers", "sampling"},
     "reporting": {"checks", "noise", "dataset", "analysis"},
-    "comparing": {"checks", "noise", "models", "zoo", "tasks", "workers", "sampling", "dataset", "analysis", "reporting"},
+    "comparing": {"checks", "noise", "models", "zoo", "tasks", "sampling", "dataset", "analysis", "reporting"},
     "cli": {"checks", "noise", "models", "zoo", "workers", "sampling", "comparing", "dataset", "reporting"},
 }
 WALLED = [name for name in MODULES if name.split(".")[1:2] in (["noise"], ["dataset"], ["analysis"], ["reporting"])]
