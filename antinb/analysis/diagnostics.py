@@ -82,4 +82,9 @@ def warning(means: np.ndarray, remedy: str, *, bound: float = SKEWED, tails: boo
     if skewed and (stats.shapiro(means[:TESTED]).pvalue < level or (units > TESTED and not tails)):
         size = f"skewness {found['skewness']:.1f}, largest share {found['largest_share']:.2f}, {units} units"
         return f"the units are {'not normal' if tails else 'skewed'} ({size}): {remedy}"
+    return few(units, remedy, least)
+
+
+def few(units: int, remedy: str, least: int = FEW) -> str:
+    """Return a sentence with the remedy if there are fewer than `least` units, otherwise ""."""
     return f"{units} units do not show how heavy their tails are: {remedy}" if units < least else ""

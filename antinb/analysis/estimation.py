@@ -25,9 +25,11 @@ from antinb.dataset import check_same_generator, design, evaluations
 __all__ = ["compare", "interval", "odd_share", "pixelwise"]
 
 REMEDIES = {
+    "control": "take more units",
     "t": "take method='skew', or 'bounded' if the statistic lies in [0, 1], or more units",
     "skew": "take more units, or method='bounded' if the statistic lies in [0, 1]",
 }
+METHODS = ("t", "skew", "bounded")
 VARIANCES = "the interval of an efficiency may be too short; take several hundred units"
 
 
@@ -74,7 +76,7 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
         ('contrast', 50)
     """
     checks.level(level)
-    checks.choice("method", method, (*REMEDIES, "bounded"))
+    checks.choice("method", method, METHODS)
     values = dataset.measured(values)
     rows = []
     for name in values["statistic"].values.tolist():
@@ -96,10 +98,13 @@ def interval(values: xr.DataArray, *, level: float = 0.95, method: str = "t", dr
             ends = widened(ends, found, level, values, name)
         rest = means - np.array([means[conditions == kind].mean() for kind in conditions])
         bound = diagnostics.SKEWED if method == "t" else diagnostics.VERY_SKEWED
-        least = 0 if method == "t" and "control" not in values.attrs else diagnostics.FEW
         about = {"members": values.sizes["member"], "evaluations": evaluations(values)}
         about |= {"se": found.se, "df": found.df, "dropped": dropped, **diagnostics.shape(rest)}
-        warning = "" if method == "bounded" else diagnostics.warning(rest, REMEDIES[method], bound=bound, least=least)
+        warning, least = "", diagnostics.FEW if method == "skew" else 0
+        if method != "bounded":
+            remedy = REMEDIES["control" if "control" in values.attrs else method]
+            warning = diagnostics.warning(rest, remedy, bound=bound, least=least)
+            warning = warning or (diagnostics.few(len(means), remedy) if "control" in values.attrs else "")
         result = row((found.estimate, *ends), level=level, method=method, units=len(means), warning=warning, **about)
         rows.append({"statistic": name, "design": design(values), **result})
     return pd.DataFrame(rows)

@@ -182,12 +182,13 @@ def partial(units: int, mask: np.ndarray, *, redraw: bool = False) -> Design:
 def simplex(units: int, k: int) -> Design:
     """Return groups of k members `z_j = sqrt(k / (k - 1)) (w_j - mean(w))` that sum to zero.
 
-    The correlation of two members is `-1 / (k - 1)`; `simplex(units, 2)` has the law of `antithetic(units)`.
+    The correlation of two members is `-1 / (k - 1)`, the lowest that k variables of equal correlation can have, so that
+    no equicorrelated Gaussian coupling is more repulsive; `simplex(units, 2)` has the law of `antithetic(units)`.
 
     Raises:
         ValueError: if `units` is not a positive integer or `k` is below 2.
 
-    Source: Jia et al., arXiv 2506.06185, K-antithetic noise.
+    Source: Jia et al., arXiv 2506.06185, K-antithetic noise; Jia, Shen and Wang, arXiv 2605.11311, on couplings.
 
     Examples:
         >>> from antinb import noise

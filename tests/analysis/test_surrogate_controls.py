@@ -111,6 +111,23 @@ def test_the_interval_and_the_efficiency_hold_the_error_of_the_expectation():
         estimation.interval(found, method="bounded")
 
 
+@pytest.mark.parametrize("units", [49, 50])
+def test_few_units_less_a_control_always_warn(units):
+    """Also those of an event, which takes few values, so that its skewness is not looked at."""
+
+    def event(c):
+        return (c[..., 0] + c[..., 9] > 0).astype(float)
+
+    def near(c):
+        return (c[..., 0] > 0).astype(float)
+
+    design, pilot = noise.iid(units), noise.iid(100)
+    fixed = controls.coefficients(run(pilot, 5, event), run(pilot, 5, near))
+    less = controls.surrogate(run(design, 0, event), *pair(design, 0, near), fixed=fixed)
+    assert ("take more units" in estimation.interval(less)["warning"].item()) == (units < 50)
+    assert estimation.interval(run(design, 0, event))["warning"].item() == ""
+
+
 def test_the_evaluations_of_a_pilot_are_counted_once_and_charged():
     design = noise.iid(400)
     fitted = [pair(design, 0, kind, pilot_seed=8, pilot_evaluations=2000) for kind in (cheap, other)]
