@@ -109,9 +109,8 @@ def plan(
     left = None if budget is None else checks.integer("budget", budget, 1, 10**15) - spent
     if left is not None and left <= 0:
         raise ValueError(f"the pilot alone costs {spent} evaluations; got a budget of {budget}")
-    named_aims = None
-    if half_width is not None:
-        named_aims = dict(zip(tables[0]["statistic"].values, _aims(half_width, len(asked)), strict=True))
+    wanted = None if half_width is None else _aims(half_width, len(asked))
+    named_aims = None if wanted is None else dict(zip(tables[0]["statistic"].values, wanted, strict=True))
     table = _size(table, named_aims, left, level).assign(pilot_evaluations=spent)
     return _recommend(table, budget).drop(columns=["variance", "cost", "unit_cost", "coarse_cost"])
 
