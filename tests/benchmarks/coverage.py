@@ -185,6 +185,35 @@ def regression(name: str, law: Units, method: str = "t") -> Setting:
     return Setting(f"{method}, regression on 2 features, 20 units, {name} rest", experiment, {"": 0.0})
 
 
+def surrogate(name: str, law: Units, units: int, method: str = "t") -> Setting:
+    """Return the interval of values less a surrogate, whose expectation is that of four times as many units."""
+
+    def experiment(rng: np.random.Generator) -> pd.DataFrame:
+        cheap = law(rng, units)
+        tables = [values(part[:, None]) for part in (cheap + 0.4 * law(rng, units), cheap)]
+        less = controls.surrogate(*tables, values(law(rng, 4 * units)[:, None], seed=1))
+        return estimation.interval(less, method=method)
+
+    return Setting(f"{method}, surrogate, {units} units, {name}", experiment, {"": 0.0})
+
+
+def learned(units: int) -> Setting:
+    """Return the interval of pairs of an event less a control that is learned from them."""
+
+    def experiment(rng: np.random.Generator) -> pd.DataFrame:
+        design, seed = noise.antithetic(units), int(rng.integers(2**40))
+        c = design.draw((1, 2, 2), seed=seed).reshape(units, 2, 4).astype(float)
+        table = values((c[..., 0] + 0.3 * c.sum(-1) ** 2 > 1).astype(float), seed)
+        table = table.assign_attrs(design=json.dumps(design.describe()))
+        return estimation.interval(
+            controls.surrogate(table, *controls.learned(table, design, (1, 2, 2), seed=seed + 1))
+        )
+
+    grid = np.random.default_rng(0).standard_normal((4 * 10**6, 4))
+    truth = float((grid[:, 0] + 0.3 * grid.sum(1) ** 2 > 1).mean())
+    return Setting(f"t, learned control of an event, {units} pairs", experiment, {"": truth})
+
+
 def pooled_truth(pools: list[np.ndarray]) -> tuple[float, float]:
     """Return pooled ratio and mean of single correlations of units that are drawn from pools, each about its mean."""
     sums, single = np.zeros(2), []
@@ -288,6 +317,9 @@ def settings() -> list[Setting]:
         regression("normal", normal),
         regression("lognormal", lognormal),
         regression("lognormal", lognormal, "skew"),
+        *(surrogate("normal", normal, units) for units in (20, 100)),
+        *(surrogate("chi-squared", chi_squared, units, method) for units in (20, 100) for method in ("t", "skew")),
+        *(learned(units) for units in (20, 100)),
     ]
 
 
