@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -86,8 +87,8 @@ def prices(
     size = torch.finfo(getattr(torch, checks.choice("dtype", dtype, weights.DTYPES))).bits / 8
     rows = []
     for name in models:
-        build, about = _network(str(name))
-        row = UNPRICED if build is None else _sketched(build)
+        config, about = _network(str(name))
+        row = _sketched(json.dumps(config)) if config.get("_class_name") in EXAMPLES else UNPRICED
         count = about["steps"] if steps is None or about["steps"] == 1 else checks.integer("steps", steps, 1)
         calls = count * (2 if about["guided"] and guidance != 1 else 1)
         image_seconds = calls * row["tera_flop"] / per_second
@@ -128,45 +129,39 @@ def rate(device: str = "cpu", dtype: str = "float32", *, size: int = 1024) -> fl
     return 3 * 2 * size**3 / (time.perf_counter() - begin) / 1e12
 
 
-def _network(name: str) -> tuple[Callable[[], nn.Module] | None, dict[str, Any]]:
-    """Return what builds the network of a model, where its class is known, and what else is known of its cost."""
+def _network(name: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return the configuration of a model's network, empty if it has none, and what else is known of its cost."""
     if name in public() and not Path(name).is_dir():
         entry = public()[name]
-        return _builder(entry["network"]), {**entry, "source": "configuration typed in by hand"}
+        return entry["network"], {**entry, "source": "configuration typed in by hand"}
     about = {"steps": 1, "guided": False, "others": 0, "source": "unknown before it is downloaded"}
     known = name in shipped.registry()
     folder = shipped.DATA / "models" / name if known else Path(name).expanduser()
     if not folder.is_dir():
-        return None, about | {"steps": 50}
+        return {}, about | {"steps": 50}
     about["source"] = "shipped" if known else "folder"
     part = next((name for name in kinds.DENOISERS if (folder / name / "config.json").is_file()), None)
     if part is None and not (folder / folders.INDEX).is_file():
-        return None, about | {"steps": 50 if (folder / "scheduler").is_dir() else 1}
+        return {}, about | {"steps": 50 if (folder / "scheduler").is_dir() else 1}
     config = folders.config(folders.part(folder, part or kinds.DENOISERS[0]), "config.json")
     scheduler = folders.config(folders.part(folder, "scheduler"), "scheduler_config.json").get("_class_name")
     few = scheduler in ("LCMScheduler", "CMStochasticIterativeScheduler")
     kind = folders.config(folder, folders.INDEX).get("_class_name") if (folder / folders.INDEX).is_file() else None
     guided = kind is not None and ("text_encoder" in folders.config(folder, folders.INDEX) or kind == "DiTPipeline")
-    return _builder(config), about | {"steps": 1 if few else 50, "guided": guided}
+    return config, about | {"steps": 1 if few else 50, "guided": guided}
 
 
-def _builder(config: Mapping[str, Any]) -> Callable[[], nn.Module] | None:
-    kind = config.get("_class_name")
-    if kind not in EXAMPLES:
-        return None
-    return lambda: getattr(diffusers, str(kind)).from_config(config).eval()
-
-
-def _sketched(build: Callable[[], nn.Module]) -> dict[str, float]:
-    """Return the parameters, the operations and the live bytes of one call for one image, in single precision."""
+@functools.cache
+def _sketched(config: str) -> Mapping[str, float]:
+    """Return parameters, operations and live bytes of one call for one image, in single precision."""
+    settings = json.loads(config)
     with torch.no_grad(), torch.device("meta"):
-        network: Any = build()
-        given = EXAMPLES[type(network).__name__](network.config)
+        network: Any = getattr(diffusers, settings["_class_name"]).from_config(settings).eval()
+        given = EXAMPLES[settings["_class_name"]](network.config)
         with FlopCounterMode(display=False) as counted, _Live(network) as live:
             network(**given)
-    parameters = sum(part.numel() for part in network.parameters())
     return {
-        "parameters": parameters,
+        "parameters": sum(part.numel() for part in network.parameters()),
         "tera_flop": counted.get_total_flops() / 1e12,
         "activations_gb": live.most / 1e9,
     }

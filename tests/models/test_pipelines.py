@@ -20,7 +20,7 @@ from families import FAMILIES, PROMPTS
 from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
 
 import antinb
-from antinb import draws, noise
+from antinb import correlation, draws, estimation, noise, statistics
 from antinb.models import diffusion, pipelines
 
 DESIGN = noise.antithetic(4)
@@ -252,3 +252,21 @@ def test_after_an_adapter_was_added_it_says_what_to_call(ddpm):
         ValueError, match="also after load_lora_weights: pipeline.unet.eval.*Conv2d is in training mode"
     ):
         antinb.load(ddpm, steps=1).generate(torch.zeros(1, *SHAPE))
+
+
+@pytest.mark.slow
+def test_prompts_in_turn_are_strata(words):
+    """Each pair has one prompt, correlations are within prompts, and so are intervals: forgetting them widens both."""
+    model = antinb.load(words, steps=2, prompts=PROMPTS, guidance=20.0)
+    run = antinb.sample(model, noise.antithetic(40), seed=0, condition="in turn", batch=64, progress=False)
+    assert run["condition"].values.tolist() == [0, 1] * 20
+    values = antinb.measure(run, statistics.pixel_mean)
+    kept, forgotten = (estimation.interval(part)["se"].item() for part in (values, values.drop_vars("condition")))
+    means = values.mean("member")[0].values
+    by_hand = (np.var(means[0::2], ddof=1) / 20 + np.var(means[1::2], ddof=1) / 20) ** 0.5 / 2
+    np.testing.assert_allclose(kept, by_hand, rtol=1e-6)
+    table = correlation.summary(run).query("centred").set_index("pairs")["estimate"]
+    apart = correlation.summary(run.drop_vars("condition")).query("centred").set_index("pairs")["estimate"]
+    assert abs(table["RR"]) < 0.1
+    assert kept <= forgotten
+    assert table["PN"] <= apart["PN"] + 0.01

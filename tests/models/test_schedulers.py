@@ -22,6 +22,7 @@ SCHEDULERS = {
     "LCM": ("LCMScheduler", {}, 4),
     "TCD": ("TCDScheduler", {}, 4),
 }
+QUICK, SLOW = ("Euler ancestral", "UniPC", "DPM++ SDE"), pytest.mark.slow
 STOCHASTIC = {"Euler ancestral", "DPM++ SDE", "DPM2 ancestral", "DDPM", "SA-Solver", "LCM"}
 LEVELS = {"num_train_timesteps": 1000, "beta_start": 0.001, "beta_end": 0.01, "beta_schedule": "linear"}
 
@@ -43,7 +44,7 @@ def latents(pipeline, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept")  # diffusers takes logarithms the way numpy 1 did
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in SCHEDULERS])
 def test_all_noise_of_a_scheduler_is_mirrored(name, pipeline, latents):
     kind, options, calls = SCHEDULERS[name]
     pipeline.scheduler = getattr(diffusers, kind)(**LEVELS, **options)
