@@ -25,6 +25,7 @@ __all__ = ["frechet", "kid"]
 
 BLOCKS = 20
 FEWEST = 8  # units of a jackknife, and images a feature
+FEW = 256  # images, below which skewed features make the interval too short
 
 
 @checks.typed
@@ -267,6 +268,9 @@ def _table(
     plain = [*plain, *(plain[1:] - plain[0])]
     told = {"level": level, "method": "jackknife over blocks", "units": images.sizes["unit"]}
     told |= {"images": images[..., 0, 0, 0].size, **about}
+    told["warning"] = (
+        f"of fewer than {FEW} images the interval may be too short: take more" if told["images"] < FEW else ""
+    )
     told["reference"] = "a run" if isinstance(reference, xr.Dataset) else "as it is"
     rows = []
     for place, model in enumerate(("a", "b", "difference")[: len(estimate)]):

@@ -28,16 +28,21 @@ def checked(margins: Mapping[str, float] | None, names: Sequence[str]) -> dict[s
     return {name: float(given.get(name, 0)) for name in names}
 
 
-def p_values(found: Estimate, margin: float) -> dict[str, float]:
+def p_values(found: Estimate, margin: float, skewness: float = 0.0) -> dict[str, float]:
     """Return the p-values of "the mean is at least the margin away from 0" and of "it is at most that far".
 
-    `p_equal` is the larger of two one-sided t tests (TOST), 1 without a margin. `p_different` is twice the smaller one
-    of the opposite tests, so that without a margin it is that of the two-sided t test.
+    `p_equal` is the larger of two one-sided tests (TOST), 1 without a margin. `p_different` is twice the smaller one of
+    the opposite tests, as in a two-sided test. Each is the larger of a t test and of Hall's, which looks up
+    `((1 + c T / 3)^3 - 1) / c + c / 6` instead of T; c is the skewness of the units over the root of their number. With
+    t alone, 100 units of skewness -0.8 are called equal at the margin's edge in 7% of the cases instead of 5%.
     """
 
     def beyond(limit: float, side: int) -> float:
-        distance = side * (found.estimate - limit)
-        return float(stats.t.sf(distance / found.se, found.df)) if found.se else float(distance <= 0)
+        if not found.se:
+            return float(side * (found.estimate - limit) <= 0)
+        plain = (found.estimate - limit) / found.se
+        hall = plain + skewness * plain**2 / 3 + skewness**2 * plain**3 / 27 + skewness / 6
+        return float(max(stats.t.sf(side * plain, found.df), stats.t.sf(side * hall, found.df)))
 
     equal = max(beyond(margin, -1), beyond(-margin, 1)) if margin else 1.0
     return {"p_equal": equal, "p_different": min(1.0, 2 * min(beyond(margin, 1), beyond(-margin, -1)))}

@@ -112,6 +112,9 @@ def test_the_difference_of_two_models_is_narrower_than_its_parts(tmp_path):
         alone[["estimate", "low", "high"]].iloc[0], table.loc["b", ["estimate", "low", "high"]].astype(float)
     )
     assert table["evaluations"].tolist() == [1200, 1200, 2400]
+    assert set(table["warning"]) == {""}
+    few = comparison.frechet(runs[0].isel(unit=slice(127)), path, features)
+    assert few["warning"].item() == "of fewer than 256 images the interval may be too short: take more"
 
 
 def slow_kid(first, second, apart):
