@@ -17,6 +17,7 @@ from antinb.noise import Design, modes, sobol
 __all__ = ["learned"]
 
 MODES = 24  # at most, unless more are asked for
+SELDOM = 10  # images of an event that say as much as one of another statistic
 LONG = (64, 1024)  # units and points of the run that the expectation is taken of
 PENALTY, ROUNDS, SETTLED = 1.0, 50, 1e-8  # of a probit fit
 EDGE = 1e-10  # a probability lies so far inside (0, 1)
@@ -50,7 +51,7 @@ def learned(
         regressor: another function to fit, an object with `fit(x, y)` and `predict(x)`, such as an estimator of
             scikit-learn; where it has `predict_proba`, that is taken for an event. None takes the quadratic.
         leading: number of modes; None takes 24, or as many that the quadratic has a tenth as many terms as there are
-            images.
+            images, for an event a hundredth.
         folds: number of folds of units, at least 2.
 
     Returns:
@@ -81,14 +82,18 @@ def learned(
         raise ValueError(f"a regressor has fit(x, y) and predict(x); got a {type(regressor).__name__}")
     units, members = values.sizes["unit"], values.sizes["member"]
     folds = min(checks.integer("folds", folds, 2), units)
-    most = _most(int(np.prod(shape)), units * members * (folds - 1) // folds, quadratic=regressor is None)
+    images = units * members * (folds - 1) // folds
+    most = _most(int(np.prod(shape)), images, quadratic=regressor is None)
+    fewer = None if leading is not None or regressor is not None else max(1, _modes_for(images / SELDOM))
     leading = min(MODES, most) if leading is None else checks.integer("leading", leading, 1, most)
     points = leading_modes(noise, shape, json.loads(values.attrs["seed"]), leading, values["unit"].values.tolist())
     long = sobol(*LONG, basis="pixel", leading=leading)
     far = long.draw((leading,), seed=seed).astype(np.float64)
     near, mean = np.empty(values.shape), np.zeros((len(values), *LONG))
     for place, name in enumerate(values["statistic"].values.tolist()):
-        near[place], mean[place] = _cross_fitted(regressor, points, dataset.defined(values, name), far, folds)
+        table = dataset.defined(values, name)
+        kept = fewer if np.isin(table, (0, 1)).all() else None
+        near[place], mean[place] = _cross_fitted(regressor, points[..., :kept], table, far[..., :kept], folds)
     about = {"evaluations": "0", "model": json.dumps(f"learned on {leading} modes")}
     control = values.copy(data=near).assign_attrs(about)
     dims, unit = values.dims, np.arange(LONG[0])
@@ -109,10 +114,15 @@ def leading_modes(
 
 def _most(dimension: int, images: int, *, quadratic: bool) -> int:
     """Return how many modes a function may take: a quadratic has at most a tenth as many terms as there are images."""
-    fitted = int(((1 + 8 * images / 10) ** 0.5 - 3) / 2) if quadratic else images // 10
+    fitted = _modes_for(images) if quadratic else images // 10
     if fitted < 1:
         raise ValueError(f"a control is learned from more images; got {images} in the other folds")
     return min(dimension, fitted)
+
+
+def _modes_for(images: float) -> int:
+    """Return in how many modes a quadratic has a tenth as many terms as there are images."""
+    return int(((1 + 8 * images / 10) ** 0.5 - 3) / 2)
 
 
 def _cross_fitted(
