@@ -1,5 +1,6 @@
 """Runs that several tests share."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +14,11 @@ from antinb import noise
 from antinb.models import diffusion
 
 collect_ignore = ["benchmarks"]
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of the garbage collections that statsmodels asks for in every adjustment."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
