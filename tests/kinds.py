@@ -359,6 +359,7 @@ KINDS = {
     "design": DESIGNED,
     "condition": (None, [], [part for part in COUNTS if part is not None] + [0, [0, 1]]),
     "store": (None, [], [1, True, 2.5, [], {}, "", "s3://a/b", object(), b"x"]),
+    "client": (None, [], [1, True, 2.5, [], {}, "tcp://a:1", object(), b"x"]),
     "batch": whole(8, 0),
     "trajectory": flag(False),
     "progress": (False, [np.False_], flag(False)[2]),
@@ -410,6 +411,8 @@ SKIPPED = {
     "antinb.reporting.report.open": "writes files, tried in test_report",
     "antinb.zoo.loading.load": "reads files, tried in test_strangers",
     "antinb.zoo.loading.untrained": "reads files, tried in test_strangers",
+    "antinb.zoo.pricing.prices": "reads files, tried in test_pricing",
+    "antinb.zoo.pricing.rate": "measures a time, tried in test_pricing",
 }
 
 
