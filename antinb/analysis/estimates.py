@@ -39,6 +39,7 @@ def unit_members(values: xr.DataArray, name: str, drop: bool) -> tuple[np.ndarra
 
 
 def stratified(means: np.ndarray, conditions: np.ndarray, name: str, *, constant: bool = False) -> Estimate:
+    """Return the mean within conditions averaged by their shares of the units, with its standard error and df."""
     kinds, counts = np.unique(conditions, return_counts=True)
     if not len(counts) or counts.min() < 2:
         raise ValueError(f"an interval needs at least two units a condition; {name} has {counts.tolist() or 0}")
