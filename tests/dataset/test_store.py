@@ -35,7 +35,7 @@ def test_a_hundred_kills_change_no_byte(tmp_path, processes):
         process.start()
         while process.is_alive() and not lock.read_text():
             time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.25))
+        time.sleep(rng.uniform(0, 0.18))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
