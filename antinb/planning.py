@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from antinb import checks, dataset, noise, workers
 from antinb.analysis import diagnostics, estimation
-from antinb.analysis.allocation import best_allocation
-from antinb.analysis.intervals import first_stage, jackknife, t_quantile, two_stage, two_stage_interval
-from antinb.analysis.levels import two_costs
+from antinb.analysis.candidates import candidates
+from antinb.analysis.candidates import designs as designs
+from antinb.analysis.intervals import first_stage, t_quantile, two_stage, two_stage_interval
 from antinb.analysis.naming import named
 from antinb.analysis.statistics import Statistic, measure, unit_means
-from antinb.dataset import defined, evaluations
+from antinb.dataset import evaluations
 from antinb.models.generator import Generator
 from antinb.noise import Design
 from antinb.sampling import sample
@@ -29,18 +27,8 @@ from antinb.sampling import sample
 __all__ = ["candidates", "plan", "run_until"]
 
 LEAST, MOST = 20, 10**12  # units: for the t quantile to cost little width, and more than a plan can mean
+MOST_POINTS = 1024
 REMEDY = "begin with more units"
-
-
-def designs(points: int) -> dict[str, Callable[[int], Design]]:
-    """Return the designs that `plan` compares, by name, each a function of the number of units."""
-    half = points // 2
-    return {
-        "iid": noise.iid,
-        "antithetic": noise.antithetic,
-        f"sobol({half})": functools.partial(noise.sobol, n=half),
-        f"sobol({points}, antithetic)": functools.partial(noise.sobol, n=points, antithetic=True),
-    }
 
 
 @checks.typed
@@ -51,6 +39,7 @@ def plan(
     half_width: float | Sequence[float] | None = None,
     budget: int | None = None,
     coarse: Generator | None = None,
+    surrogates: Sequence[Generator] = (),
     condition: int | None = None,
     units: int = 32,
     points: int = 32,
@@ -62,7 +51,8 @@ def plan(
     The pilot is one run of `noise.sobol(units, points, antithetic=True)`, each part of which is a smaller
     design: its images are independent draws, its `z, -z` pairs, its halves plain Sobol points. From each the
     variance V of a unit mean is taken, pooled over the pilot; with a coarse twin on the same noise, the
-    (2, 2) covariance and from it the best use of two levels (`best_allocation`).
+    (2, 2) covariance and from it the best use of two levels (`best_allocation`). With surrogates on the same noise,
+    each design is planned a second time with what they explain taken out (`candidates`).
 
     A half-width h needs `N >= 20` units with `t_{N-1} sqrt(V / N) <= h`, as far as the pilot knows V: the width
     to be expected, which `run_until` makes sure of. A budget leaves the evaluations that the pilot has not
@@ -76,25 +66,28 @@ def plan(
         half_width: half of the interval's width that is wanted, one number or one for each statistic.
         budget: network evaluations in all, the pilot's included; this or `half_width`.
         coarse: a cheaper twin of the generator, such as `generator.with_(steps=5)`.
+        surrogates: of `antinb.surrogates`, one for each 10 units of the pilot at most; what they were fitted to is
+            paid from the budget too.
         condition: one class for all units.
         units: units of the pilot, at least 8.
-        points: points of a unit of the pilot, a power of 2 from 4.
+        points: points of a unit of the pilot, a power of 2 from 4 to 1,024.
         level: of the intervals.
         batch: images that the network sees at once.
 
     Returns:
-        Rows `statistic, design, levels, efficiency, low, high, odd_share, smooth_share, correlation, coefficient,
-        coarse_units, units, half_width, evaluations, pilot_evaluations, recommended`. `efficiency` is that of
-        variance against independent draws at equal evaluations, with its jackknife interval over the pilot's units;
-        `smooth_share` the share of an image's variance that plain Sobol points remove; `correlation` that of
-        the two levels' unit means; `designs(points)[design](units)` is the design.
+        Rows `statistic, design, surrogates, levels, efficiency, low, high, warning, odd_share, smooth_share,
+        correlation, coefficient, coarse_units, units, half_width, evaluations, pilot_evaluations, recommended`.
+        `efficiency` is that of variance against independent draws at equal evaluations, with its jackknife interval
+        over the pilot's units, and `warning` says where that is wider than 25%; `smooth_share` the share of an image's
+        variance that plain Sobol points remove; `surrogates` how many are used, by `controls.surrogate`;
+        `correlation` that of the two levels' unit means; `designs(points)[design](units)` is the design.
 
     Raises:
         ValueError: unless one of `half_width` and `budget` is given, if the pilot alone spends the budget, no
             design gets 20 units, a statistic is undefined or constant, or the twin is not coarser.
     """
     checks.level(level)
-    units = checks.integer("the pilot's units", units, 8)
+    units, points = checks.integer("the pilot's units", units, 8), checks.integer("points", points, 4, MOST_POINTS)
     named(asked)
     if not asked or (half_width is None) == (budget is None):
         raise ValueError(
@@ -104,8 +97,9 @@ def plan(
     pilot = noise.sobol(units, points, antithetic=True)
     levels = [generator] if coarse is None else [generator, coarse]
     tables = [measure(run(model, pilot, seed=seed), *asked) for model in levels]
-    spent = sum(map(evaluations, tables))
-    table = candidates(*tables, level=level)
+    cheap = [measure(run(model, pilot, seed=seed), *asked) for model in surrogates]
+    spent = sum(map(evaluations, tables)) + dataset.pilots(cheap)
+    table = candidates(*tables, surrogates=cheap, level=level)
     left = None if budget is None else checks.integer("budget", budget, 1, 10**15) - spent
     if left is not None and left <= 0:
         raise ValueError(f"the pilot alone costs {spent} evaluations; got a budget of {budget}")
@@ -189,85 +183,6 @@ def run_until(
     return rows.assign(low=low, high=high, method="two stages", **more).drop(columns="dropped")
 
 
-@checks.typed
-def candidates(fine: xr.DataArray, coarse: xr.DataArray | None = None, *, level: float | None = None) -> pd.DataFrame:
-    """Return what a pilot of `noise.sobol(units, points, antithetic=True)` says of each of the `designs`.
-
-    Args:
-        fine: `(statistic, unit, member)` of the pilot.
-        coarse: the same of a coarse twin, same noise; None plans no second level.
-        level: of jackknife intervals `low, high` of the efficiency, over the units; None makes none, and then a unit
-            may stand twice, as in a bootstrap.
-
-    Returns:
-        Rows `statistic, odd_share, smooth_share, design, levels, efficiency, variance, cost, coefficient, coarse_units,
-        correlation`: variance and evaluations of one unit, with two levels a fine unit with its `coarse_units`.
-
-    Raises:
-        ValueError: for another design, an undefined or constant statistic, or a twin that is not coarser.
-
-    Examples:
-        >>> design = noise.sobol(20, 8, antithetic=True)
-        >>> about = {"design": json.dumps(design.describe()), "seed": "0", "evaluations": "1"}
-        >>> means = design.draw((1, 4, 4), seed=0).mean((-3, -2, -1))
-        >>> fine = xr.DataArray(np.exp(means)[None], {"statistic": ["s"]}, ["statistic", "unit", "member"], attrs=about)
-        >>> candidates(fine)["design"].tolist()
-        ['iid', 'antithetic', 'sobol(4)', 'sobol(8, antithetic)']
-    """
-    given = [fine] if coarse is None else [fine, coarse]
-    # without intervals units may stand twice, as those that a bootstrap draws
-    tables = [table if level else table.drop_vars("unit", errors="ignore") for table in given]
-    tables = [dataset.measured(table, "statistic", "seed") for table in tables]
-    dataset.same_units(given[0], given[-1])
-    fine, name, about = tables[0], dataset.design(fine), json.loads(fine.attrs["design"])
-    if name != "sobol" or not about.get("antithetic") or about.get("members") != fine.sizes["member"]:
-        raise ValueError(f"a pilot is a run of noise.sobol(..., antithetic=True); got {name!r}")
-    points = about["members"]
-    costs = [evaluations(fine) / fine[0].size] if coarse is None else two_costs(*tables)
-    half, rows = points // 2, []
-    for name in fine["statistic"].values.tolist():
-        table = np.stack([defined(part, name) for part in tables], -1)
-        plain, parts = table[..., 0].var(ddof=1), np.stack([table[:, :half], table[:, half:]], 1)
-        if plain == 0:
-            raise ValueError(f"{name} is constant over the pilot: there is nothing to plan")
-        pairs = parts.mean(1)
-        odd = ((parts[:, 0, :, 0] - parts[:, 1, :, 0]) ** 2).mean() / 4
-        shared = {"statistic": name, "odd_share": odd / (odd + pairs[..., 0].var(ddof=1))}
-        shared["smooth_share"] = max(0.0, 1 - half * parts[..., 0].mean(2).var(ddof=1) / plain)
-        means = [table, pairs, parts.mean(2), table.mean(1, keepdims=True)]
-        for label, unit, members in zip(designs(points), means, (1, 2, half, points), strict=True):
-            for row in _levels(unit, [members * cost for cost in costs]):
-                efficiency = plain * costs[0] / (row["variance"] * row["cost"])
-                rows.append(shared | {"design": label, "efficiency": efficiency} | row)
-    if level is None:
-        return pd.DataFrame(rows)
-
-    def logarithms(drawn: np.ndarray) -> np.ndarray:
-        return np.log(candidates(*(part.isel(unit=drawn) for part in tables))["efficiency"].to_numpy())
-
-    _, low, high = np.exp(jackknife(logarithms, fine.sizes["unit"], level))
-    return pd.DataFrame(rows).assign(low=low, high=high)
-
-
-def _levels(means: np.ndarray, costs: list[float]) -> list[dict[str, float]]:
-    """Return `levels, variance, cost` of one unit from means `(unit, k, level)`: fine alone, then both levels."""
-    covariance = np.atleast_2d(np.cov(means.reshape(-1, len(costs)).T))
-    fine, unset = covariance[0, 0], {"coarse_units": np.nan, "coarse_cost": np.nan}
-    rows = [{"levels": 1, "variance": fine, "cost": costs[0], "unit_cost": costs[0], **unset}]
-    for cost in costs[1:]:
-        best = {"coefficient": 0.0, "coarse_units_per_fine": 1.0}
-        if covariance[1, 1] > 0:  # a rare event may not happen in the pilot's coarse images
-            best = best_allocation(covariance, *costs)
-        b, ratio = best["coefficient"], min(max(best["coarse_units_per_fine"], 1), 1000)
-        rest, moved = max(fine - 2 * b * covariance[0, 1] + b**2 * covariance[1, 1], 0), b**2 * covariance[1, 1]
-        row = {"levels": 2, "variance": rest + moved / ratio}
-        row |= {"cost": costs[0] + (1 + ratio) * cost, "coefficient": b, "coarse_units": ratio}
-        row |= {"unit_cost": costs[0] + cost, "coarse_cost": cost}
-        spread = (fine * covariance[1, 1]) ** 0.5
-        rows.append(row | {"correlation": covariance[0, 1] / spread if spread > 0 else np.nan})
-    return rows
-
-
 def _aims(half_width: float | Sequence[float], count: int) -> list[float]:
     given: Sequence[Any] = half_width if isinstance(half_width, (list, tuple, np.ndarray)) else [half_width]
     try:
@@ -302,8 +217,8 @@ def _size(table: pd.DataFrame, aims: dict[str, float] | None, left: int | None, 
 
 
 def _recommend(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
-    """Return the table with `recommended`, true in the rows of the best design and number of levels."""
-    choices = list(zip(table["design"], table["levels"], strict=True))
+    """Return the table with `recommended`, true in the rows of the best design, surrogates and number of levels."""
+    choices = list(zip(table["design"], table["surrogates"], table["levels"], strict=True))
     units, efficiency = table["units"].to_numpy(), table["efficiency"].to_numpy(float)
     parts = [table[name].fillna(0).to_numpy(float) for name in ("unit_cost", "coarse_units", "coarse_cost")]
     worst = {}

@@ -218,6 +218,7 @@ KINDS = {
     ),
     "plan.budget": optional(None, 1000, 0),
     "plan.coarse": optional(None, MODEL),
+    "plan.surrogates": ([], [()], [MODEL, 1, "no", None, [1], ["no"], [None]]),
     "plan.units": whole(8, 7),
     "points": whole(4, 2, 3, 2**40),
     "run_until.half_width": (
@@ -265,6 +266,7 @@ KINDS = {
     "groups": ([[VALUES, COARSE], [MANY]], [], [*WRONG, VALUES, [[VALUES, MANY]], [[1]], [VALUES]]),
     "pilot": (LEVELS, [], [*WRONG, VALUES, [*LEVELS, BASELINE], [VALUES, COARSE, 1]]),
     "candidates.fine": values(PILOT, VALUES),
+    "candidates.surrogates": ([], [()], [1, "no", None, [1], ["no"], [None], [VALUES], PILOT]),
     "candidates.coarse": (None, [], [part for part in WRONG if part is not None]),
     "data": run(RUN),
     "along.data": run(TRACED, RUN),

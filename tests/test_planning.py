@@ -10,7 +10,7 @@ import xarray as xr
 from scipy import stats
 
 import antinb
-from antinb import dataset, estimation, intervals, noise, planning, statistics
+from antinb import controls, dataset, estimation, intervals, noise, planning, statistics, surrogates
 from antinb.analysis import allocation
 from antinb.noise import modes
 
@@ -73,6 +73,60 @@ def test_a_twin_that_never_changes_is_no_help():
     for name in planning.designs(32):
         assert table.loc[(name, 2), "coefficient"] == 0
         assert table.loc[(name, 2), "efficiency"] == pytest.approx(table.loc[(name, 1), "efficiency"] * 20 / 30)
+
+
+def cheap(c):
+    """Twice the leading odd mode of `rough`, its even part, and something of its own."""
+    return 2 * c[..., 0] + 0.5 * (c[..., 3] ** 2 - 1) + 0.3 * c[..., 14]
+
+
+def test_what_surrogates_explain_is_taken_out_of_both_levels():
+    """Efficiencies with surrogates agree with closed forms and with regressions of the pilot's own unit means."""
+    tables = run(PILOT, rough, 0), run(PILOT, twin, 0, 5)
+    near = run(PILOT, cheap, 0, 0), run(PILOT, lambda c: c[..., 9], 0, 0)
+    found = planning.candidates(*tables, surrogates=near).set_index(["design", "surrogates", "levels"])
+    alone = planning.candidates(*tables).drop(columns="surrogates")
+    pd.testing.assert_frame_equal(found.xs(0, level="surrogates").reset_index(), alone, check_like=True)
+    rest = 1.59 - 0.09 - (2 + 0.5) ** 2 / (4 + 0.5 + 0.09)
+    assert found.loc[("iid", 2, 1), "variance"] == pytest.approx(rest, rel=0.03)
+    assert found.loc[("iid", 2, 1), "efficiency"] == pytest.approx(1.59 / rest, rel=0.03)
+    y, second, *x = (table.values[0].mean(-1) for table in (*tables, *near))
+    design = np.column_stack([np.ones(500), *x])
+    left = [part - design @ np.linalg.lstsq(design, part, rcond=None)[0] for part in (y, second)]
+    variance = (left[0] ** 2).sum() / (500 - 1 - 2)
+    assert found.loc[("sobol(32, antithetic)", 2, 1), "variance"] == pytest.approx(variance)
+    known = allocation.best_allocation(np.cov(left), 20 * 32, 5 * 32)
+    assert found.loc[("sobol(32, antithetic)", 2, 2), "coefficient"] == pytest.approx(known["coefficient"])
+
+
+def test_a_pilot_says_where_it_leaves_an_efficiency_uncertain():
+    found = planning.candidates(run(noise.sobol(60, 16, antithetic=True), rough, 0), level=0.95)
+    factor = found["high"] / found["efficiency"]
+    assert (found["warning"].ne("") == (factor > 1.25)).all()
+    assert 0 < (factor > 1.25).sum() < len(found)
+    said = found.set_index("design").loc["sobol(16, antithetic)"]
+    assert f"within a factor of {said['high'] / said['efficiency']:.2g}: take more units" in said["warning"]
+
+
+def test_a_plan_pays_for_its_surrogates_and_is_right_about_them(mixture_generator):
+    """The planned variance is that of a run with `controls.surrogate`, and evaluations of one pilot count once."""
+    fitted = antinb.sample(mixture_generator, noise.iid(64), seed=5, progress=False)
+    near = surrogates.gaussian(mixture_generator, fitted, rank=4)
+    options = {"seed": 0, "units": 32, "points": 16, "half_width": 0.003}
+    table = planning.plan(mixture_generator, BRIGHT, CONTRAST, surrogates=[near], **options)
+    plain = planning.plan(mixture_generator, BRIGHT, CONTRAST, **options)
+    assert table["pilot_evaluations"].unique().tolist() == [plain["pilot_evaluations"].iloc[0] + 64 * 10]
+    twice = planning.plan(mixture_generator, BRIGHT, CONTRAST, surrogates=[near, near], **options)
+    assert twice["pilot_evaluations"].unique().tolist() == table["pilot_evaluations"].unique().tolist()
+    row = table.query("statistic == 'contrast' and design == 'sobol(8)' and surrogates == 1").iloc[0]
+    design, far = noise.sobol(400, 8), noise.sobol(16, 64)
+    runs = (mixture_generator, design, 7), (near, design, 7), (near, far, 8)
+    fine, *tables = (
+        statistics.measure(antinb.sample(model, kind, seed=seed, progress=False), CONTRAST)
+        for model, kind, seed in runs
+    )
+    rest = controls.surrogate(fine, *tables).mean("member").var(ddof=1).item()
+    assert row["efficiency"] == pytest.approx(fine.var(ddof=1).item() / 8 / rest, rel=0.35)
 
 
 def test_a_half_width_is_met_by_the_fewest_units_and_a_budget_is_kept(mixture_generator):
@@ -211,6 +265,7 @@ def test_a_skewed_interval_reaches_out_to_halls():
         ({"budget": 700}, "the budget gives no design 20 units beyond the pilot; got 700"),
         ({"budget": 10**5, "units": 4}, "the pilot's units must be an integer of at least 8; got 4"),
         ({"budget": 10**5, "points": 12}, "must be a power of 2"),
+        ({"budget": 10**5, "points": 2048}, "points must be an integer of at most 1024; got 2048"),
         ({"budget": 10**5, "level": 1}, "level must be a number from"),
     ],
 )
@@ -231,6 +286,14 @@ def test_more_bad_plans_are_one_line(mixture_generator):
             "brightness > 2 is constant",
         ),
         (lambda: planning.candidates(run(noise.antithetic(9), rough, 0)), "a pilot is a run of noise.sobol"),
+        (
+            lambda: planning.candidates(run(PILOT, rough, 0), surrogates=[run(PILOT, rough, 1)]),
+            "of the same noise; their seed is 0 and 1",
+        ),
+        (
+            lambda: planning.plan(mixture_generator, BRIGHT, surrogates=[mixture_generator], **options),
+            "10 units for each surrogate; got 8 for 1",
+        ),
         (
             lambda: planning.run_until(mixture_generator, noise.iid(19), BRIGHT, half_width=1, seed=0),
             "first stage must be an integer of at least 20; got 19",

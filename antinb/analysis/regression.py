@@ -168,8 +168,7 @@ def _less(
     means = [_expectation(values, cheap, part) for cheap, part in zip(tables, long, strict=False)]
     moved = np.einsum("usk,ks->su", beta[..., : len(long)], [part.mean(1) for part in means])
     error = _expectation_error(means, [part.attrs["seed"] for part in long], beta.mean(0))
-    pilots = {(part.attrs.get("pilot_seed"), part.attrs.get("pilot_evaluations", "0")) for part in tables}
-    attrs = {**values.attrs, "pilot_evaluations": json.dumps(sum(int(calls) for _, calls in pilots))}
+    attrs = {**values.attrs, "pilot_evaluations": json.dumps(dataset.pilots(tables))}
     return (less + moved[..., None]).assign_coords(error).assign_attrs(attrs)
 
 

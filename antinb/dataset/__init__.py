@@ -19,6 +19,7 @@ from antinb.dataset.run import (
     images,
     limits,
     measured,
+    pilots,
     range_of,
     scaled,
     versions,

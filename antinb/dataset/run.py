@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypedDict, Unpack
 
@@ -180,6 +180,12 @@ def evaluations(values: xr.DataArray) -> int:
     """
     pilot = _calls(values.attrs.get("pilot_evaluations", "0"))
     return values.sizes["unit"] * values.sizes["member"] * calls(values) + pilot
+
+
+def pilots(tables: Iterable[xr.DataArray]) -> int:
+    """Return the evaluations of the pilots that the surrogates of some tables were fitted to, each pilot once."""
+    pairs = {(table.attrs.get("pilot_seed"), table.attrs.get("pilot_evaluations", "0")) for table in tables}
+    return sum(_calls(known) for _, known in pairs)
 
 
 def calls(values: xr.DataArray) -> int:
