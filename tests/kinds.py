@@ -252,6 +252,7 @@ KINDS = {
     "fixed": (None, [], [part for part in WRONG if part is not None] + [VALUES]),
     "folds": whole(4, 1, 0),
     "direction.values": values(VALUES.isel(statistic=[0]), VALUES),
+    "surrogate.learned": flag(False),
     "learned.values": values(VALUES, BASELINE),
     "learned.leading": (None, [], [part for part in COUNTS if part is not None] + [2]),
     "regressor": (None, [], [part for part in WRONG if part is not None]),

@@ -103,6 +103,41 @@ def learned(
     )
 
 
+def conditional(
+    values: xr.DataArray, surrogates: Sequence[xr.DataArray], expectations: Sequence[xr.DataArray], folds: int
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return a control learned as `learned` does, from the surrogates' statistics in place of modes.
+
+    Events are left out of what it is learned from, and the expectations are of one design and seed.
+    """
+    x, far = (_columns(tables) for tables in (surrogates, expectations))
+    for part in expectations[1:]:
+        dataset.check_same_noise(expectations[0], part)
+    kept = [place for place in range(x.shape[2]) if not np.isin(x[..., place], (0, 1)).all()]
+    events = any(np.isin(dataset.defined(values, name), (0, 1)).all() for name in values["statistic"].values)
+    images = values.sizes["unit"] * values.sizes["member"]
+    most = _most(x.shape[2], images // SELDOM if events else images, quadratic=True)
+    if not 0 < len(kept) <= most:
+        raise ValueError(f"a control is learned from 1 to {most} statistics that are no events; got {len(kept)}")
+    x, far = x[..., kept], far[..., kept]
+    mean, spread = far.mean((0, 1)), far.std((0, 1))
+    near, long = np.empty(values.shape), np.empty((len(values), *far.shape[:2]))
+    for place, name in enumerate(values["statistic"].values.tolist()):
+        table = dataset.defined(values, name)
+        near[place], long[place] = _cross_fitted(None, (x - mean) / spread, table, (far - mean) / spread, folds)
+    first, about = expectations[0], {"evaluations": "0", "model": json.dumps("learned from surrogates")}
+    control = values.copy(data=near).assign_attrs(about)
+    attrs = control.attrs | {key: first.attrs[key] for key in ("design", "seed")}
+    coords = {"statistic": values["statistic"], "unit": first["unit"]}
+    return control, xr.DataArray(long, coords, ("statistic", "unit", "member"), attrs=attrs)
+
+
+def _columns(tables: Sequence[xr.DataArray]) -> np.ndarray:
+    """Return all statistics of some tables, `(unit, member, columns)`."""
+    parts = [np.stack([dataset.defined(part, name) for name in part["statistic"].values], -1) for part in tables]
+    return np.concatenate(parts, -1)
+
+
 def leading_modes(
     noise: Design, shape: tuple[int, ...], seed: int, leading: int, units: Sequence[int] | None = None
 ) -> np.ndarray:

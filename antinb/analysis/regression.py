@@ -11,6 +11,7 @@ import xarray as xr
 
 from antinb import checks, dataset
 from antinb.analysis.intervals import welch
+from antinb.analysis.learning import conditional
 from antinb.dataset import check_same_generator, defined
 
 __all__ = ["coefficients", "regression", "surrogate"]
@@ -83,6 +84,7 @@ def surrogate(
     expectations: Tables,
     *,
     known: xr.DataArray | None = None,
+    learned: bool = False,
     folds: int = 10,
     fixed: xr.DataArray | None = None,
 ) -> xr.DataArray:
@@ -94,12 +96,16 @@ def surrogate(
     `estimation.interval` and `compare` add it to the variance. Evaluations of pilots that surrogates were fitted to
     are counted. The coefficients are fitted as in `regression`.
 
+    With `learned`, one more control is a function of all the surrogates' statistics that are no events, fitted as in
+    `learned`: a probit of a quadratic for an event, of which a surrogate's brightness knows more than its event does.
+
     Args:
         values: `(statistic, unit, member)` of `statistics.measure`.
         surrogates: the same statistics of a surrogate, same design and seed, or several such tables.
         expectations: the same of a run of each surrogate with another seed, such as 64 units of 1,024 points. Those
             of one seed are taken together, and those of several seeds are independent.
         known: `(feature, unit, member)` of `features`, which are taken out too.
+        learned: whether a control is learned too, from expectations of one design and seed.
         folds: number of folds, at least 2.
         fixed: `(statistic, feature)` of `coefficients(values, *surrogates, known)` from a run of another seed.
 
@@ -125,6 +131,9 @@ def surrogate(
     cheap, long = _tables(surrogates), _tables(expectations)
     if len(cheap) != len(long) or not cheap:
         raise ValueError(f"every surrogate needs one expectation; got {len(cheap)} and {len(long)}")
+    if learned:
+        near, far = conditional(values, cheap, long, checks.integer("folds", folds, 2))
+        cheap, long = [*cheap, near], [*long, far]
     tables = [*cheap, *([] if known is None else [dataset.measured(known, "feature")])]
     return _less(values, tables, long, folds, fixed).assign_attrs(control=json.dumps("surrogate"))
 

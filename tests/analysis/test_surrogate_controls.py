@@ -128,6 +128,39 @@ def test_few_units_less_a_control_always_warn(units):
     assert estimation.interval(run(design, 0, event))["warning"].item() == ""
 
 
+def test_a_quadratic_of_two_surrogates_is_learned():
+    """It leaves no variance of units, and the estimate is the quadratic's mean over the long run."""
+    design = noise.iid(400)
+    first, second = (pair(design, 0, kind) for kind in (lambda c: c[..., 0], lambda c: 3 + c[..., 9]))
+    values = run(design, 0, lambda c: 1 + 2 * c[..., 0] ** 2 - c[..., 0] * c[..., 9] + c[..., 9])
+    found = controls.surrogate(values, *zip(first, second, strict=True), learned=True)
+    a, b = first[1].values[0], second[1].values[0] - 3
+    np.testing.assert_allclose(found, (1 + 2 * a**2 - a * b + b).mean(), atol=1e-7)
+    assert controls.surrogate(values, *zip(first, second, strict=True)).std() > 1
+
+
+def test_an_event_is_learned_from_the_surrogates_other_statistics():
+    """Given the surrogate's c the event `c + 0.3 e > 0.5` has a probit's probability, whose variance is taken out."""
+
+    def event(c):
+        return (c[..., 0] + 0.3 * c[..., 9] > 0.5).astype(float)
+
+    def near(c):
+        return (c[..., 0] > 0.5).astype(float)
+
+    design = noise.iid(4000)
+    values = run(design, 0, event, lambda c: c[..., 0])
+    tables = pair(design, 0, near, lambda c: 2 * c[..., 0])
+    x = np.linspace(-8, 8, 4001)
+    chance = stats.norm.cdf((x - 0.5) / 0.3)
+    left = np.sum(chance * (1 - chance) * stats.norm.pdf(x)) * (x[1] - x[0])
+    found = controls.surrogate(values, *tables, learned=True).sel(statistic=["s0"])
+    assert found.var(ddof=1).item() == pytest.approx(left, rel=0.1)
+    assert controls.surrogate(values, *tables).sel(statistic="s0").var(ddof=1).item() > 1.3 * left
+    row = estimation.interval(found).iloc[0]
+    assert abs(row["estimate"] - stats.norm.sf(0.5 / 1.09**0.5)) < 4 * row["se"]
+
+
 def test_the_evaluations_of_a_pilot_are_counted_once_and_charged():
     design = noise.iid(400)
     fitted = [pair(design, 0, kind, pilot_seed=8, pilot_evaluations=2000) for kind in (cheap, other)]
@@ -192,6 +225,22 @@ def refused(**changes):
                 )
             },
             "same features",
+        ),
+        (
+            {
+                "surrogates": [run(noise.iid(40), 0, cheap, evaluations=0)] * 2,
+                "expectations": [run(LONG, seed, cheap, evaluations=0) for seed in (1, 2)],
+                "learned": True,
+            },
+            "same noise; their seed is 1 and 2",
+        ),
+        (
+            {
+                "surrogates": run(noise.iid(40), 0, lambda c: 1.0 * (c[..., 0] > 0), evaluations=0),
+                "expectations": run(LONG, 1, lambda c: 1.0 * (c[..., 0] > 0), evaluations=0),
+                "learned": True,
+            },
+            "1 statistics that are no events; got 0",
         ),
     ],
 )
