@@ -68,7 +68,9 @@ def sample(
         progress: whether to show a progress bar.
         client: a `dask.distributed.Client` whose workers make the shards (`pip install "antinb[cluster]"`); this
             process writes them, in order, to the store that it needs. At one batch size and thread count the bytes
-            are those of one process. A lost worker's shards are made by the others.
+            are those of one process, on the same kind of processor. A lost worker's shards are made by the others, and
+            the first unit is made here too, to compare. A worker loads a model that came from a name or a folder
+            itself if it can, without `device=` on the accelerator that it has; any other model is sent to it.
 
     Raises:
         ValueError: if an argument is out of its range, the store holds something else, the generator
@@ -141,7 +143,7 @@ def sample(
             for units, values in shards if client is None else workers.spread(client, make, generator, run.missing()):
                 if stored is None:
                     _warn_of_range(values["image"], generator)
-                if stored is None and not traced and not amplifies:
+                if stored is None and not amplifies and not (traced and client is None):
                     smaller = max(1, min(batch, design.members) // 2)
                     cut = made if len(units) > 1 or averaged else {**made, "batch": smaller}
                     again = generate(generator, design, units[:1], **cut)["image"]

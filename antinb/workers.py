@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from antinb import checks
 from antinb.models.generator import Generator
+from antinb.zoo import sources
 
 __all__: list[str] = []
 
 AHEAD = 2  # shards for each thread of a worker that are under way
+SMALL = 2**16  # bytes of a generator that goes with every shard
 EXTRA = 'pip install "antinb[cluster]"'
 
 Shard = tuple[range, dict[str, np.ndarray]]
@@ -46,8 +48,8 @@ def connected(workers: int | None, address: str | None) -> Iterator[Client]:
         from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"workers need dask.distributed: {EXTRA}") from None
-    local = {"threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(workers, **local) if workers else nullcontext(address) as place, Client(place) as client:
+    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with LocalCluster(**local) if workers else nullcontext(address) as place, Client(place) as client:
         yield client
 
 
@@ -59,23 +61,24 @@ def spread(
 ) -> Iterator[Shard]:
     """Yield the shards in their order with what `make(generator, units=units)` returned for them on a worker.
 
-    The generator is sent to every worker once, and at most two shards for each of their threads are under way. A
-    worker takes as many threads of torch as this process, so that its images are the same byte for byte. A shard whose
-    worker is lost is made by another one.
+    A worker loads networks that came from files once, by the name or folder that `antinb.load` was given, on the device
+    that it was given or else on the one that the worker has. If one of the workers cannot, or has other weights there,
+    they are sent to all, once, as is every other object. At most two shards for each thread of a worker are under way.
+    A worker takes as many threads of torch as this process, so that its images are the same byte for byte. A shard
+    whose worker is lost is made by another one.
 
     Raises:
         ValueError: if the generator cannot be pickled, or what `make` raises.
-        OSError: if the workers that held the generator are lost.
+        OSError: if the workers that held a generator that was sent are lost, or several died of one shard.
     """
     client.wait_for_workers(1)
     threads, waiting = torch.get_num_threads(), deque()
-    try:
-        sent = client.scatter(generator, broadcast=True, hash=False)
-    except Exception as error:
-        kind = type(generator).__name__
-        raise ValueError(
-            f"workers need a model that can be pickled; this {kind} cannot: {checks.reason(error)}"
-        ) from None
+    sent: Any = sources.message(generator)
+    devices = client.run(_device, sent).values()
+    if None in devices or len(sent) > SMALL:
+        sent = client.scatter(sources.message(generator, whole=None in devices), broadcast=True, hash=False)
+    elif len({*devices}) > 1:
+        warnings.warn(f"images agree up to rounding only: workers run on {', '.join(sorted({*devices}))}", stacklevel=3)
     try:
         for units in shards:
             waiting.append((units, client.submit(_made, make, sent, units, threads, pure=False)))
@@ -88,16 +91,28 @@ def spread(
 
 
 def _received(units: range, future: Any) -> Shard:  # noqa: ANN401
-    from distributed import CancelledError  # pyright: ignore[reportMissingImports]
+    from distributed import CancelledError, KilledWorker  # pyright: ignore[reportMissingImports]
 
+    rest = "what is stored stays, run again to resume"
     try:
         return units, future.result()
     except CancelledError:
-        rule = "the workers that held the model are lost; what is stored stays, run again to resume"
-        raise OSError(rule) from None
+        raise OSError(f"the workers that held the model, or their scheduler, are lost; {rest}") from None
+    except KilledWorker:
+        rule = f"several workers died while they made units {units.start} to {units.stop - 1}, as for want of memory"
+        raise OSError(f"{rule}; {rest}") from None
 
 
-def _made(make: Make, generator: Generator, units: range, threads: int) -> dict[str, np.ndarray]:
+def _device(message: bytes) -> str | None:
+    """Return the kind of device on which a worker has the generator of a message, None if it cannot open it."""
+    try:
+        generator = sources.opened(message)
+    except Exception:  # whatever a worker lacks, the generator is then sent whole
+        return None
+    return str(getattr(getattr(generator, "like", None), "device", "cpu"))
+
+
+def _made(make: Make, message: bytes, units: range, threads: int) -> dict[str, np.ndarray]:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    return make(generator, units=units)
+    return make(sources.opened(message), units=units)

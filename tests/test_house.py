@@ -41,7 +41,7 @@ BELOW = {
     "analysis": {"checks", "noise", "dataset"},
     "zoo": {"checks", "noise", "dataset", "models"},
     "tasks": {"checks", "noise", "dataset", "models", "zoo", "analysis"},
-    "workers": {"checks", "models"},
+    "workers": {"checks", "models", "zoo"},
     "sampling": {"checks", "noise", "dataset", "workers", "models"},
     "probing": {"checks", "noise", "dataset", "models", "analysis", "sampling"},
     "planning": {"checks", "noise", "dataset", "models", "analysis", "workers", "sampling"},

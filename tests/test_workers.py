@@ -1,9 +1,12 @@
 """A run made by the workers of a dask cluster: the bytes of one process, whatever happens to the workers."""
 
 import os
+import pickle
+import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ import xarray as xr
 import zarr
 
 import antinb
-from antinb import noise
+from antinb import inverse, noise, operators, workers
+from antinb.zoo import DATA, sources
 
 distributed = pytest.importorskip("distributed")
 DESIGN = noise.antithetic(24)
@@ -34,7 +38,9 @@ def alone(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+    ) as cluster:
         with distributed.Client(cluster) as client:
             client.wait_for_workers(2)
             yield cluster, client
@@ -53,6 +59,54 @@ def kill_a_worker(client, sign=signal.SIGKILL):
 def test_two_workers_write_the_bytes_of_one_process(cluster, model, alone, tmp_path):
     antinb.sample(model, DESIGN, store=tmp_path / "run.zarr", client=cluster[1], **OPTIONS)
     assert files(tmp_path / "run.zarr") == alone
+
+
+@pytest.mark.parametrize("name", ["fashion-ddpm", "fashion-dit", "fashion-ldm", "fashion-cm", "fashion-flow"])
+def test_a_model_from_files_goes_by_its_name_and_arrives_as_it_was(name):
+    model = antinb.load(name)
+    message = sources.message(model)
+    there, z = sources.opened(message), torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    given = {"draw": lambda stream, shape: torch.full((2, *shape), 0.1)}
+    given |= {"condition": torch.tensor([0, 1])} if getattr(model, "conditions", 0) else {}
+    if name != "fashion-flow":
+        model, there = (each.with_(steps=2) for each in (model, there))
+        assert any(there.like is part for network in sources.networks(there) for part in network.parameters())
+    assert len(message) < len(sources.message(model, whole=True)) / 200
+    assert there.describe() == model.describe()
+    assert torch.equal(there.generate(z, **given), model.generate(z, **given))
+
+
+def test_a_solver_is_sent_with_the_name_of_its_model():
+    model = antinb.load("fashion-ddpm", steps=3, eta=1.0)
+    operator = operators.superresolution(model.shape, 4)
+    solver = inverse.DPS(model, operator, operators.observe(operator, torch.zeros(model.shape), sigma=0.05, seed=0))
+    message, z = sources.message(solver), torch.ones(2, *model.shape)
+    given = {"draw": lambda stream, shape: torch.full((2, *shape), 0.1)}
+    assert len(message) < 10**5
+    assert torch.equal(sources.opened(message).generate(z, **given), solver.generate(z, **given))
+
+
+def test_a_model_that_is_no_more_what_its_files_hold_is_sent_whole(cluster, tmp_path):
+    """One whose weights were changed in place, and one whose folder is gone."""
+    shutil.copytree(DATA / "models" / "fashion-ddpm", tmp_path / "model")
+    for change in (lambda model: model.like.data.mul_(0.5), lambda model: shutil.rmtree(tmp_path / "model")):
+        model = antinb.load(tmp_path / "model", steps=2)
+        change(model)
+        with pytest.raises((pickle.PicklingError, ValueError)):
+            sources.opened(sources.message(model))
+        stores = [tmp_path / f"{len(list(tmp_path.iterdir()))}.{kind}.zarr" for kind in ("alone", "spread")]
+        for store, client in zip(stores, (None, cluster[1]), strict=True):
+            antinb.sample(model, noise.antithetic(4), store=store, client=client, **OPTIONS)
+        assert files(stores[0]) == files(stores[1])
+
+
+@pytest.mark.parametrize("error", [distributed.KilledWorker("task", None, 3), distributed.CancelledError("task")])
+def test_lost_workers_are_told_in_one_line(error):
+    def result():
+        raise error
+
+    with pytest.raises(OSError, match="(several workers died while they made units 4 to 7|are lost).*, run again"):
+        workers._received(range(4, 8), SimpleNamespace(result=result))
 
 
 def test_a_run_that_was_stopped_goes_on_with_workers_and_without(cluster, model, alone, tmp_path):
@@ -88,7 +142,7 @@ def test_what_goes_wrong_on_a_worker_is_told_here_and_what_is_stored_stays(clust
 def test_a_client_is_one_of_dask_and_needs_a_store(model, tmp_path):
     with pytest.raises(ValueError, match=r"must be a dask\.distributed\.Client .* got a int"):
         antinb.sample(model, DESIGN, store=tmp_path / "run.zarr", client=3, **OPTIONS)
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
         with pytest.raises(ValueError, match="a run of several workers needs a store; got store=None"):
             antinb.sample(model, DESIGN, client=client, **OPTIONS)
     assert not list(tmp_path.iterdir())

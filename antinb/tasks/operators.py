@@ -74,6 +74,9 @@ class Linear:
         if len(self.shape) != 3:
             raise ValueError(f"an operator takes images of shape (C, H, W); got {self.shape}")
 
+    def __reduce__(self) -> tuple:  # what was traced stays in its process
+        return Linear, (self.name, self.shape, self.forward, self.parameters)
+
     def A(self, x: torch.Tensor) -> torch.Tensor:
         """Return the measurements `(B, ...)` of images `(B, C, H, W)`; ValueError for images of another shape."""
         if tuple(x.shape[1:]) != self.shape:
@@ -193,12 +196,10 @@ def tomography(shape: tuple[int, int, int], views: int) -> Linear:
         turn = torch.tensor([[[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]])
         grid = functional.affine_grid(turn.double(), [1, 1, *size], align_corners=False).expand(len(pixels), -1, -1, -1)
         seen.append(functional.grid_sample(pixels, grid, align_corners=False).sum((1, 2)).T / size[0] ** 0.5)
-    weights = torch.cat(seen)
-
-    def projections(x: torch.Tensor) -> torch.Tensor:
-        return (x.flatten(-2) @ weights.T.to(x)).unflatten(-1, (views, -1))
-
-    return Linear("tomography", shape, projections, {"views": views})
+    weights = torch.cat(seen).T
+    return Linear(
+        "tomography", shape, lambda x: (x.flatten(-2) @ weights.to(x)).unflatten(-1, (views, -1)), {"views": views}
+    )
 
 
 @checks.typed
@@ -244,10 +245,8 @@ def line_mask(size: tuple[int, int], share: float, *, centre: int = 4, seed: int
         ValueError: if the share is not from 0 to 1, `centre` not from 1 to the height, or the seed is negative.
     """
     height, width = checks.shape(size)
-    centre, order = (
-        checks.integer("centre", centre, 1, height),
-        np.argsort(np.abs(np.fft.fftfreq(height)), kind="stable"),
-    )
+    centre = checks.integer("centre", centre, 1, height)
+    order = np.argsort(np.abs(np.fft.fftfreq(height)), kind="stable")
     order[centre:] = np.random.default_rng(checks.seed(seed)).permutation(order[centre:])
     chosen = centre + round(checks.number("share", share, 0, 1) * (height - centre))
     return np.broadcast_to(np.isin(np.arange(height), order[:chosen])[:, None], (height, width)).copy()

@@ -19,7 +19,7 @@ from antinb.checks import plain, quoted
 from antinb.models import functions, pipelines
 from antinb.models.exact import Mixture
 from antinb.models.generator import Generator
-from antinb.zoo import folders, kinds, mixtures, settings, shipped, weights
+from antinb.zoo import folders, kinds, mixtures, settings, shipped, sources, weights
 from antinb.zoo.mixtures import MIXTURE
 from antinb.zoo.shipped import registry
 from antinb.zoo.weights import Place
@@ -116,11 +116,15 @@ def load(
             if folders.config(folder, folders.INDEX).get("_class_name") not in OWN_LOOP:
                 from antinb.zoo import components
 
-                return _pipeline(components.load(folder, place), given, **extras)
+                made = _pipeline(components.load(folder, place), given, **extras)
+                sources.note(made, load, source, device, dtype)
+                return made
         if extras["prompts"] or extras["options"]:
             rule = "prompts= and options= belong to a pipeline"
             raise ValueError(f"{rule}; {quoted(str(source))} runs in antinb's own loop")
-        return kinds.read(folder, place).with_(**given)
+        made = kinds.read(folder, place)
+        sources.note(made, load, source, device, dtype)
+        return made.with_(**given)
 
 
 def _where(device: str | torch.device | None, dtype: str | torch.dtype | None) -> Place:
