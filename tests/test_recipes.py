@@ -99,10 +99,10 @@ def test_both_trainings_of_latent_diffusion_resume(recipes, data, tmp_path, monk
     assert not model.sampler.describe()["clip_sample"]
 
 
-@pytest.mark.parametrize("name", ["cifar10_ddpm", "cifar10_ddpm_large"])
-def test_a_training_in_colour_resumes(name, recipes, colours, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes(name), "BATCH", 2, raising=False)
-    whole, halves = train_both(recipes(name), monkeypatch, tmp_path, stop=3, steps=4, data=colours)
+def test_a_training_in_colour_resumes(recipes, colours, tmp_path, monkeypatch):
+    recipe = recipes("cifar10_ddpm")
+    monkeypatch.setattr(recipe, "BATCH", 2)
+    whole, halves = train_both(recipe, monkeypatch, tmp_path, stop=3, steps=4, data=colours)
     assert_equal(whole, halves)
     model = antinb.load(whole / "pipeline", steps=2)
     assert (model.shape, model.null) == ((3, 32, 32), 10)
