@@ -107,7 +107,7 @@ def forest(
         'log'
     """
     check_rows(table, label, hue)
-    ax = ax or blank(5, 0.55 * len(table[label].unique()) + 1)
+    ax = ax or blank(5 if hue is None else 7, 0.55 * len(table[label].unique()) + 1)  # the legend is beside it
     places = {name: place for place, name in enumerate(table[label].unique())}
     groups = [("", table)] if hue is None else list(table.groupby(hue, sort=False))
     heights = np.broadcast_to(shifts(len(groups) if table[label].duplicated().any() else 1), len(groups))

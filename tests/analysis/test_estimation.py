@@ -154,6 +154,54 @@ def test_one_design_against_another_is_the_ratio_of_their_efficiencies():
     assert few["width_efficiency"] / few["efficiency"] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
 
 
+def in_turn(rng: np.random.Generator, units: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """Pairs of correlation -0.8 and independent draws of three conditions with other means and spreads."""
+    scales, means = np.array([1.0, 2.0, 5.0]), np.array([0.0, 100.0, -40.0])
+    classes = [np.arange(count) % 3 for count in (units, 2 * units)]
+    z = rng.standard_normal((units, 2))
+    pair = np.stack([z[:, 0], -0.8 * z[:, 0] + 0.6 * z[:, 1]], 1)
+    tables = [pair, rng.standard_normal((2 * units, 1))]
+    tables = [means[kind, None] + scales[kind, None] * x for kind, x in zip(classes, tables, strict=True)]
+    pairs, plain = (values(x, kind) for x, kind in zip(tables, classes, strict=True))
+    return pairs, plain.assign_attrs(OTHER)
+
+
+def test_efficiency_within_conditions_leaves_their_means_out():
+    pairs, plain = in_turn(np.random.default_rng(3), 60)
+    found = estimation.compare(pairs, plain)
+    shift = np.array([7.0, -3.0, 90.0])
+    moved = [part + xr.DataArray(shift[part["condition"].values], dims="unit") for part in (pairs, plain)]
+    moved = estimation.compare(*(m.assign_attrs(part.attrs) for m, part in zip(moved, (pairs, plain), strict=True)))
+    np.testing.assert_allclose(moved[["estimate", "low", "high"]], found[["estimate", "low", "high"]], rtol=1e-9)
+    inside = [
+        part[0].values - part[0].groupby("condition").mean(...).sel(condition=part["condition"]).values[:, None]
+        for part in (pairs, plain)
+    ]
+    marginal = sum((x**2).sum() for x in inside) / (sum(x.size for x in inside) - 6)
+    spread = (inside[0].mean(1) ** 2).sum() / 57
+    assert found["estimate"][0] == pytest.approx(marginal / (2 * spread))
+    quantiles = stats.t.ppf(0.975, [117, 57])
+    assert found["estimate"][1] / found["estimate"][0] == pytest.approx((quantiles[0] / quantiles[1]) ** 2)
+
+
+def test_odd_shares_within_conditions_are_those_of_the_centred_pairs():
+    pairs, _ = in_turn(np.random.default_rng(4), 90)
+    found = estimation.odd_share(pairs).set_index("quantity")["estimate"]
+    x = pairs[0].values
+    half = x.mean(1) - np.array([x[pairs["condition"].values == k].mean() for k in pairs["condition"].values])
+    odd = ((x[:, 0] - x[:, 1]) ** 2).mean() / 4
+    assert found["odd_share"] == pytest.approx(odd / (odd + (half**2).sum() / 87))
+
+
+@pytest.mark.slow
+def test_efficiency_intervals_cover_within_conditions():
+    rng, covered = np.random.default_rng(5), 0
+    for seed in range(200):
+        table = estimation.compare(*in_turn(rng, 90), seed=seed)
+        covered += table["low"][0] <= 5 <= table["high"][0]
+    assert stats.binomtest(covered, 200, 0.95).pvalue > 1e-3
+
+
 @pytest.mark.slow
 def test_efficiency_intervals_cover():
     rng, covered = np.random.default_rng(1), 0
@@ -255,7 +303,7 @@ NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
             lambda: estimation.compare(
                 values(NAN + 1, [0] * 5 + [1] * 5), values(NAN[:, :1]).assign_attrs(OTHER), drop=True
             ),
-            "designs are compared within one condition",
+            r"at the same shares of the conditions; got {0: 0.375, 1: 0.625} and {0: 1.0, 1: 0.0}",
         ),
         (lambda: estimation.odd_share(values(np.ones((9, 2)))), "s is constant over units"),
         (lambda: estimation.odd_share(values(np.eye(7)[:, :2])), "at least 8; got 7"),
@@ -264,7 +312,10 @@ NAN = np.where(np.arange(20) < 3, np.nan, np.arange(20.0)).reshape(10, 2)
             lambda: estimation.odd_share(values(NAN).assign_attrs(design=json.dumps({"name": "simplex"}))),
             "odd shares come from pairs z, -z of noise.antithetic; got a run of 'simplex'",
         ),
-        (lambda: estimation.odd_share(values(NAN + 1, [0] * 5 + [1] * 5), drop=True), "of one condition"),
+        (
+            lambda: estimation.odd_share(values(NAN + 1, [0] * 5 + [1] * 5), drop=True),
+            "at least 8 of each condition; got 3",
+        ),
     ],
 )
 def test_bad_arguments_are_one_line(call, reason):
