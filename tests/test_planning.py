@@ -114,6 +114,9 @@ def test_a_plan_pays_for_its_surrogates_and_is_right_about_them(mixture_generato
     near = surrogates.gaussian(mixture_generator, fitted, rank=4)
     options = {"seed": 0, "units": 32, "points": 16, "half_width": 0.003}
     table = planning.plan(mixture_generator, BRIGHT, CONTRAST, surrogates=[near], **options)
+    chosen = table.loc[table["recommended"], ["design", "surrogates", "levels"]]
+    assert len(chosen) == 2
+    assert len(chosen.drop_duplicates()) == 1
     plain = planning.plan(mixture_generator, BRIGHT, CONTRAST, **options)
     assert table["pilot_evaluations"].unique().tolist() == [plain["pilot_evaluations"].iloc[0] + 64 * 10]
     twice = planning.plan(mixture_generator, BRIGHT, CONTRAST, surrogates=[near, near], **options)

@@ -20,12 +20,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import click
 import numpy as np
 import torch
+import xarray as xr
 from diffusers import DDIMPipeline, DDIMScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from timing import Task, ratio, report, seconds
 
 import antinb
-from antinb import noise
+from antinb import controls, noise, statistics, surrogates
 from antinb.models import diffusion
 from antinb.models.generator import Generator
 
@@ -84,6 +85,23 @@ def drawing(generator: diffusion.Diffusion) -> Task:
     ]
 
 
+def surrogate_overhead(steps: int, units: int, repeats: int) -> float:
+    """Return the time of a surrogate, its expectation and its regression over that of a measured run of 64 points."""
+    model, design, far = antinb.load("fashion-ddpm", steps=steps), noise.sobol(units, 64), noise.sobol(16, 512)
+    cheap = surrogates.gaussian(model, antinb.zoo.mixture("fashion-mixture"))
+    asked = (statistics.brightness, statistics.contrast)
+
+    def measured(generator: Generator, kind: noise.Design, seed: int) -> xr.DataArray:
+        return statistics.measure(antinb.sample(generator, kind, seed=seed, batch=BATCH, progress=False), *asked)
+
+    values = measured(model, design, SEED)
+
+    def less() -> None:
+        controls.surrogate(values, measured(cheap, design, SEED), measured(cheap, far, SEED + 1))
+
+    return ratio(less, lambda: measured(model, design, SEED), repeats)
+
+
 def peak_megabytes(pairs: int) -> float:
     """Return the peak memory of a process that stores so many pairs of a cheap callable, 24.6 kB a pair (Linux)."""
     program = (
@@ -120,6 +138,8 @@ def main(repeats: int) -> None:
         ("`sample` with `compile=True` / the same pipeline at the same batch", ratio(fast, reference, repeats), 1.0),
         (f"`sample` with `compile=True` / without (warm-up {warm_up:.0f} s, apart)", ratio(fast, eager, repeats), 0.9),
         ("drawing the noise / `sample`", ratio(drawing(generator), eager, repeats), 0.01),
+        ("a surrogate and its expectation / a run of 2,560 images, 5 steps", surrogate_overhead(5, 40, 1), 0.05),
+        ("the same, a run of 640 images, 20 steps", surrogate_overhead(20, 10, 1), 0.05),
         ("peak memory, 10,000 less 1,000 stored pairs (MB)", peak_megabytes(10_000) - peak_megabytes(1000), 100.0),
     ]
     click.echo(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}\n")
