@@ -146,9 +146,7 @@ def report(out: Path) -> None:
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of this machine that share the work.")
 @click.option("--cluster", help="Address of a dask scheduler whose workers do the work, such as tcp://host:8786.")
-@click.option(
-    "--store", required=True, type=click.Path(path_type=Path), help="Zarr store: new, or a run to go on with."
-)
+@click.option("--store", required=True, help="Zarr store, a folder or s3://bucket/name: new, or a run to go on with.")
 def sample(
     model: str,
     design: str,
@@ -166,7 +164,7 @@ def sample(
     batch: str,
     workers: int | None,
     cluster: str | None,
-    store: Path,
+    store: str,
 ) -> None:
     """Sample MODEL, a shipped name, a diffusers folder or an id of the hub, to a Zarr store."""
     from antinb import noise, sampling, zoo
@@ -264,8 +262,8 @@ def compare(
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
-def check(store: Path) -> None:
+@click.argument("store")
+def check(store: str) -> None:
     """Read all of STORE and say what is missing or damaged; exits with 1 if anything is."""
     from antinb import dataset
 

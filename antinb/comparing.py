@@ -99,8 +99,8 @@ def question(
 
 
 def is_store(path: str) -> bool:
-    """Return whether a path is a stored run."""
-    return (Path(path) / "zarr.json").is_file()
+    """Return whether a path or an address is that of a stored run."""
+    return "://" in path or (Path(path) / "zarr.json").is_file()
 
 
 def sampled(models: tuple[Generator, Generator], asked: Question, out: Path) -> tuple[pd.DataFrame, list[xr.Dataset]]:

@@ -60,7 +60,8 @@ def sample(
         seed: non-negative integer; with the design it fixes all noise.
         condition: one class for all units, one class a unit, or `"in turn"`: unit k has class or prompt k, and begins
             again after the last. Members share their unit's.
-        store: path of a Zarr store, new or of the same configuration; None keeps the images in memory.
+        store: path of a Zarr store, new or of the same configuration, or its address in a bucket, such as
+            `"s3://bucket/run.zarr"` (`pip install "antinb[s3]"`); None keeps the images in memory.
         batch: images that the network sees at once. `"auto"` takes the largest power of two for which there is memory,
             found by trying, at most 256 on an accelerator and 64 elsewhere; a stored run keeps its own.
         trajectory: whether to keep, `(unit, member, step, channel, y, x)`, the `state` before each

@@ -11,73 +11,55 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from antinb.dataset.run import VARIABLES
+from antinb.dataset.buckets import Bucket
+from antinb.dataset.places import ARRAYS, NO_RUN, Folder
 
 __all__: list[str] = []
 
-ARRAYS = (*VARIABLES, "unit", "condition", "done", "sign", "timestep")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
+BUCKET = re.compile(r"s3://([^/]+)/([^/]+(?:/[^/]+)*)/?")
 CHECKSUM = 4  # bytes
 LARGEST_DOCUMENT = 2**22  # bytes
 MOST_ADDED = 2**22  # units for which an interrupted extension has made room
 SPARE = 256  # chunks of `done` that may be missing
 GROUP = {"zarr_format": 3, "node_type": "group"}
-NO_RUN = "exists and is no run of antinb"
 
+Place = Folder | Bucket
 Documents = Mapping[str, Mapping]
 
 
-def place(store: str | os.PathLike) -> Path:
-    """Return the folder that a store is in or will be in, with `~` and links resolved; ValueError for no such path."""
-    if not isinstance(store, (str, os.PathLike)) or not isinstance(os.fspath(store), str) or not os.fspath(store):
-        raise ValueError(f"store must be a path or None; got {store!r}")
-    if "://" in os.fspath(store):
-        raise ValueError(f"a store is a folder of this machine; got {store!r}")
-    return Path(os.path.realpath(os.path.expanduser(store)))
-
-
-def sizes(folder: Path) -> dict[str, int]:
-    """Return the size of each file of a run, by its path in the folder.
+def place(store: str | os.PathLike) -> Place:
+    """Return the place that a store is in or will be in, of a folder with `~` and links resolved.
 
     Raises:
-        ValueError: if a file is a link, a pipe or another thing that is no ordinary file.
+        ValueError: if it is none, or of a kind for which a package is missing.
     """
-    found = {}
-    for name in ("", *ARRAYS):
-        top = folder / name
-        if os.path.lexists(top):
-            if os.path.islink(top) or not top.is_dir():
-                raise ValueError(f"{str(folder)!r} {NO_RUN}: {name or 'it'} is no folder")
-            for entry in _walk(top, deep=bool(name)):
-                if not entry.is_file(follow_symlinks=False):
-                    raise ValueError(f"{str(folder)!r} {NO_RUN}: {entry.name} is a link or no ordinary file")
-                found[os.path.relpath(entry.path, folder)] = entry.stat().st_size
-    return found
+    if not isinstance(store, (str, os.PathLike)) or not isinstance(os.fspath(store), str) or not os.fspath(store):
+        raise ValueError(f"store must be a path or None; got {store!r}")
+    text = os.fspath(store)
+    if not ADDRESS.match(text):
+        return Folder(Path(os.path.realpath(os.path.expanduser(text))))
+    found = BUCKET.fullmatch(text)
+    if not found:
+        rule = "a store is a folder of this machine, or a text such as 's3://bucket/run.zarr'"
+        raise ValueError(f"{rule}; got {store!r}")
+    return Bucket(*found.groups())
 
 
-def _walk(folder: str | Path, deep: bool) -> Iterator[os.DirEntry[str]]:
-    """Yield what is in a folder and, if `deep`, in those in it; of the group itself its metadata only."""
-    with os.scandir(folder) as entries:
-        listed = [entry for entry in entries if not entry.name.endswith(".partial")]
-    for entry in listed:
-        if deep and entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, deep)
-        elif deep or entry.name == "zarr.json":
-            yield entry
-
-
-def documents(folder: Path, there: Mapping[str, int]) -> Documents:
+def documents(place: Place, there: Mapping[str, int]) -> Documents:
     """Return the metadata of the group, under "", and of each array of a run.
 
     Raises:
         ValueError: if they are not those of a run, or not those that were written.
     """
     try:
-        found = read(folder, there)
+        found = read(place, there)
         sizes = {name: found[name]["shape"][0] for name in found if name and by_unit(found[name])}
         whole = {type(size) for part in found.values() for size in part.get("shape", (1,))} == {int}
         group = {key: value for key, value in found[""].items() if key != "attributes" and value is not None}
@@ -89,23 +71,23 @@ def documents(folder: Path, there: Mapping[str, int]) -> Documents:
         if sizes["done"] > (written + SPARE) * found["done"]["chunk_grid"]["configuration"]["chunk_shape"][0]:
             raise ValueError(f"it has {sizes['done']} units, and the files of far fewer")
     except (OSError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"{str(folder)!r} {NO_RUN} ({type(error).__name__} in its metadata)") from None
+        raise ValueError(f"{place.name!r} {NO_RUN} ({type(error).__name__} in its metadata)") from None
     except ValueError as error:
-        raise ValueError(f"{str(folder)!r} {NO_RUN}: {error}") from None
+        raise ValueError(f"{place.name!r} {NO_RUN}: {error}") from None
     return found
 
 
-def read(folder: Path, there: Mapping[str, int]) -> Documents:
+def read(place: Place, there: Mapping[str, int]) -> Documents:
     """Return the metadata as they are; errors as `document`."""
     known = {name: f"{name}/zarr.json" for name in ARRAYS if f"{name}/zarr.json" in there}
-    return {name: document(folder, there, file) for name, file in {"": "zarr.json", **known}.items()}
+    return {name: document(place, there, file) for name, file in {"": "zarr.json", **known}.items()}
 
 
-def document(folder: Path, there: Mapping[str, int], name: str) -> dict:
+def document(place: Place, there: Mapping[str, int], name: str) -> dict:
     """Return one file of metadata; ValueError, RecursionError or KeyError if it is none."""
     if there[name] > LARGEST_DOCUMENT:
         raise ValueError(f"{name} holds {there[name]} bytes")
-    return json.loads((folder / name).read_bytes())
+    return json.loads(place.read(name))
 
 
 def layout_hash(documents: Documents) -> str:

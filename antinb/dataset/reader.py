@@ -6,11 +6,8 @@ import itertools
 import json
 import math
 import os
-import socket
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, cast
 
 import dask.array
@@ -20,6 +17,8 @@ import zarr
 import zarr.errors
 
 from antinb.dataset import files
+from antinb.dataset.buckets import is_outage, reason
+from antinb.dataset.places import ARRAYS, NO_RUN
 from antinb.dataset.run import VARIABLES, Labels, build, check, check_hash, parsed
 
 __all__ = ["open"]
@@ -31,40 +30,43 @@ Damage = tuple[str, range, str]
 def open(store: str | os.PathLike) -> xr.Dataset:
     """Open a stored run lazily: a unit is read, and its checksum compared, when it is needed.
 
-    A run that was copied with `to_zarr`, whole or in part, opens too.
+    A run that was copied with `to_zarr`, whole or in part, opens too. A run in a bucket has an address, such as
+    `"s3://bucket/run.zarr"` (`pip install "antinb[s3]"`), and is reached with the credentials of the environment,
+    `AWS_ACCESS_KEY_ID` and so on.
 
     Raises:
         FileNotFoundError: if there is no such store.
+        OSError: if the bucket cannot be reached.
         ValueError: if it is no run, does not keep the schema, is being made, or lacks some of its images; what is
             wrong is named. Later, if a unit that is read is not what was written.
     """
-    path = files.place(store)
-    if not path.exists():
+    place = files.place(store)
+    if not place.exists():
         raise FileNotFoundError(f"no run is stored at {str(store)!r}")
-    if not is_original(path):
-        return copied(path)
-    run = Stored(path)
+    if not is_original(place):
+        return copied(place)
+    run = Stored(place)
     done = np.asarray(run.marked.all(1))
     for name, units, _ in run.faults:
         if name in VARIABLES:
             done[units.start : units.stop] = False
     if run.faults or not done.all():
         known = "; ".join(told(fault) for fault in run.faults[:3]) or "run the same call again to go on"
-        state = writer(path) or (f"{known}; {MEND}" if run.faults else known)
+        state = place.writer() or (f"{known}; {MEND}" if run.faults else known)
         raise ValueError(f"the run is not complete: {int(done.sum())} of {done.size} units are done; {state}")
     return check(build(run.lazy(), run.config, **run.labels))
 
 
 def stored_units(store: str | os.PathLike) -> int:
     """Return how many units the run has that is stored or being made at a path, 0 if there is none."""
-    path = files.place(store)
-    return Stored(path).units if is_original(path) else 0
+    place = files.place(store)
+    return Stored(place).units if is_original(place) else 0
 
 
 def stored_batch(store: str | os.PathLike) -> int | None:
     """Return the batch of the run that is stored or being made at a path, None if there is none."""
-    path = files.place(store)
-    batch = Stored(path).config.get("batch") if is_original(path) else None
+    place = files.place(store)
+    batch = Stored(place).config.get("batch") if is_original(place) else None
     return batch if isinstance(batch, int) else None
 
 
@@ -75,13 +77,13 @@ def damage(store: str | os.PathLike) -> list[str]:
         FileNotFoundError: if there is no such store.
         ValueError: as `open`, but for what is damaged.
     """
-    path = files.place(store)
-    if path.exists() and is_original(path):
-        run = Stored(path)
+    place = files.place(store)
+    if place.exists() and is_original(place):
+        run = Stored(place)
         lines = [told(fault) for fault in run.damage(run.labels.get("condition"))]
         missing = int((~run.marked.all(1)).sum())
         return lines + [f"{missing} of {run.units} units are not done"] * (missing > 0)
-    data, lines = open(path), []
+    data, lines = open(place.name), []
     for unit in range(data.sizes["unit"]):
         try:
             data.isel(unit=[unit]).load()
@@ -90,20 +92,20 @@ def damage(store: str | os.PathLike) -> list[str]:
     return lines
 
 
-def is_original(path: Path) -> bool:
-    """Return whether a folder was made by `Store`, and is not a copy or of antinb 0.1."""
+def is_original(place: files.Place) -> bool:
+    """Return whether a run was made by `Store`, and is not a copy or of antinb 0.1."""
     try:
-        return "layout_hash" in files.document(path, files.sizes(path), "zarr.json")["attributes"]
+        return "layout_hash" in files.document(place, place.sizes(), "zarr.json")["attributes"]
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return False
 
 
-def copied(path: Path) -> xr.Dataset:
+def copied(place: files.Place) -> xr.Dataset:
     """Open a run that something else than `Store` wrote, as it is; ValueError unless all of it is there."""
-    there = files.sizes(path)
+    there = place.sizes()
     try:
-        group = zarr.open_group(path, mode="r")
-        arrays = {name: array for name, array in group.arrays() if name in files.ARRAYS}
+        group = zarr.open_group(place.zarr, mode="r")
+        arrays = {name: array for name, array in group.arrays() if name in ARRAYS}
         units = arrays["image"].shape[0]
         for name, array in arrays.items():
             shards = array.shards or array.chunks
@@ -117,7 +119,7 @@ def copied(path: Path) -> xr.Dataset:
         if "done" in arrays and not (done := np.asarray(arrays["done"][:], bool)).all():
             raise ValueError(f"the run is not complete: {done.sum()} of {done.size} units are done")
         as_it_is = {"mask_and_scale": False, "decode_times": False, "decode_timedelta": False, "chunks": None}
-        data = xr.open_zarr(path, consolidated=False, **as_it_is).drop_vars("done", errors="ignore")
+        data = xr.open_zarr(place.zarr, consolidated=False, **as_it_is).drop_vars("done", errors="ignore")
         for name in data.variables:
             kept = {key: value for key, value in data[name].attrs.items() if key == "range"}
             data[name].attrs, data[name].encoding = kept, {}
@@ -136,38 +138,15 @@ def copied(path: Path) -> xr.Dataset:
         RecursionError,
         zarr.errors.BaseZarrError,
     ) as error:
-        raise ValueError(f"{str(path)!r} {files.NO_RUN} ({type(error).__name__} in its metadata)") from None
+        raise ValueError(f"{place.name!r} {NO_RUN} ({type(error).__name__} in its metadata)") from None
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} {files.NO_RUN}: {str(error).splitlines()[0][:300]}") from None
+        raise ValueError(f"{place.name!r} {NO_RUN}: {str(error).splitlines()[0][:300]}") from None
 
 
 def told(damage: Damage) -> str:
     """Return one line that says what is damaged."""
     name, units, what = damage
     return f"{name} of units {units.start} to {units.stop - 1} {what}" if units else f"{name} {what}"
-
-
-def writer(path: Path) -> str:
-    """Return who is writing a store, by the text in its lock file; empty if nobody is."""
-    with suppress(OSError, ValueError):
-        held = lock_file(path).read_text()
-        process, host = held.removeprefix("process ").split(" on ")
-        if host != socket.gethostname() or _alive(int(process)):
-            return f"{held} is writing it"
-    return ""
-
-
-def lock_file(path: Path) -> Path:
-    """Return the path of the lock of a store, beside it."""
-    return path.with_name(f".{path.name}.lock")
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return True
 
 
 def marks(values: np.ndarray, conditions: np.ndarray | None) -> np.ndarray:
@@ -206,6 +185,10 @@ class Reader:
         try:
             values = np.asarray(self.array[cut])
         except Exception as error:
+            if is_outage(error):
+                raise OSError(
+                    f"{name} of units {units.start} to {units.stop - 1} cannot be read: {reason(error)}"
+                ) from None
             return np.empty(0), (name, units, f"are rotten: {str(error).splitlines()[0][:200]}")
         if self.marks is not None:
             found = marks(values, None if self.conditions is None else self.conditions[cut])
@@ -221,10 +204,9 @@ def _lazy(reader: Reader, chunks: tuple[int, ...]) -> dask.array.Array:
 
 
 class Stored:
-    """What is in the folder of a run that antinb wrote.
+    """What is in the place of a run that antinb wrote.
 
     Attributes:
-        path: the folder.
         config: what the run was.
         units: how many it has, made or not.
         marked: what `done` says, `(unit, variable)`, 0 where a unit is not done or `done` cannot be read.
@@ -235,14 +217,14 @@ class Stored:
         ValueError: if it is no run, or its configuration or its metadata are not those that were written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.there = path, files.sizes(path)
-        self.documents = files.documents(path, self.there)
+    def __init__(self, place: files.Place) -> None:
+        self.there = place.sizes()
+        self.documents = files.documents(place, self.there)
         attrs = self.documents[""]["attributes"]
         check_hash(attrs)
         self.config, self.units = parsed(attrs), self.documents["done"]["shape"][0]
         self.variables = [name for name in VARIABLES if name in self.documents]
-        self.group = zarr.open_group(path, mode="r")
+        self.group = zarr.open_group(place.zarr, mode="r")
         unread = [*files.faults(self.documents, self.there, self.units)]
         self.faults: list[Damage] = [fault for fault in unread if fault[0] not in VARIABLES]
         known = json.loads(attrs["coordinates"]) | {"unit": range(self.units)}

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import shutil
-import socket
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,15 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack, cast
 
-import filelock
 import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec
 
 from antinb.dataset import files
+from antinb.dataset.buckets import reason
 from antinb.dataset.memory import Memory
-from antinb.dataset.reader import Damage, Stored, copied, is_original, lock_file, marks, open, told, writer  # noqa: A004
+from antinb.dataset.reader import Damage, Stored, copied, is_original, marks, open, told  # noqa: A004
 from antinb.dataset.run import (
     COORDINATES,
     DIMS,
@@ -58,8 +53,7 @@ class Store(Memory):
         self, path: str | Path, config: Mapping[str, object], units: int, shard: int, **labels: Unpack[Labels]
     ) -> None:
         super().__init__(config, units, shard, **labels)
-        self.path = files.place(path)
-        self._lock = filelock.FileLock(lock_file(self.path), timeout=0)
+        self.place = files.place(path)
         self._group: zarr.Group | None = None
         self._there: Stored | None = None
         self._damage: list[Damage] = []
@@ -67,24 +61,16 @@ class Store(Memory):
 
     def __enter__(self) -> Self:
         """Take the lock and find out which units are done; nothing is changed."""
-        if self.path.exists() and not is_original(self.path):
-            copied(self.path)
-            raise ValueError(f"{str(self.path)!r} is a copy or of antinb 0.1: it can be opened, not gone on with")
+        if self.place.exists() and not is_original(self.place):
+            copied(self.place)
+            raise ValueError(f"{self.place.name!r} is a copy or of antinb 0.1: it can be opened, not gone on with")
         with self._written():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.place.take()
             try:
-                self._lock.acquire()
-            except filelock.Timeout:
-                held = writer(self.path) or "another process is writing it"
-                raise ValueError(f"{str(self.path)!r} is taken, {held}: wait, or take another store") from None
-            try:
-                lock_file(self.path).write_text(f"process {os.getpid()} on {socket.gethostname()}")
-                for stray in self.path.parent.glob(f".{glob.escape(self.path.name)}.antinb-*"):
-                    shutil.rmtree(stray)
-                if self.path.exists():
-                    self._resume(Stored(self.path))
+                if self.place.exists():
+                    self._resume(Stored(self.place))
             except BaseException:
-                self._release()
+                self.place.release()
                 raise
         return self
 
@@ -95,7 +81,7 @@ class Store(Memory):
         try:
             self._flush()
         finally:
-            self._release()
+            self.place.release()
 
     def first(self) -> tuple[int, np.ndarray] | None:
         """Return the number and the images `(member, C, H, W)` of the first unit that is there, None if none is."""
@@ -125,7 +111,7 @@ class Store(Memory):
         for name, array in values.items():
             shape = self._array(name).shape[1:]
             if array.shape[1:] != shape:
-                raise ValueError(f"{str(self.path)!r} holds {name} {shape} a unit; got {array.shape[1:]}")
+                raise ValueError(f"{self.place.name!r} holds {name} {shape} a unit; got {array.shape[1:]}")
         if self._next.stop != units.start:
             self._flush()
         self._next = range(self._next.start if self._next else units.start, units.stop)
@@ -137,7 +123,7 @@ class Store(Memory):
     def finish(self) -> xr.Dataset:
         """Return the stored run, lazily."""
         self._flush()
-        return open(self.path)
+        return open(self.place.name)
 
     def _flush(self) -> None:
         units, waiting = self._next, {name: np.concatenate(parts) for name, parts in self._waiting.items()}
@@ -147,6 +133,7 @@ class Store(Memory):
             there = None if conditions is None else conditions[cut]
             columns = [marks(waiting[name], there) for name in VARIABLES if name in waiting]
             with self._written():
+                self.place.hold()
                 for name, values in waiting.items():
                     self._array(name)[cut] = values
                 self._array("done")[cut] = np.stack(columns, 1)
@@ -160,9 +147,8 @@ class Store(Memory):
         size = sum(part[0].size for part in values.values()) * self.shard
         chunk = self.shard * max(1, min(CHUNK // size, MOST // self.shard))
         with self._written():
-            made = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.antinb-", dir=self.path.parent))
-            try:
-                self._group = zarr.open_group(made, mode="w", zarr_format=3)
+            with self.place.build() as made:
+                self._group = zarr.open_group(made.zarr, mode="w", zarr_format=3)
                 for name, part in values.items():
                     dims = STEPPED if part.ndim > len(DIMS) else DIMS
                     self._make(name, (self.units, *part.shape[1:]), (chunk, *part.shape[1:]), part.dtype, dims)
@@ -178,13 +164,8 @@ class Store(Memory):
                 record = {key: json.dumps(value) for key, value in self.config.items()}
                 record |= {"config_hash": config_hash(self.config), "coordinates": json.dumps(fixed)}
                 self._group.attrs.update(record)
-                self._group.attrs["layout_hash"] = files.layout_hash(files.read(made, files.sizes(made)))
-                os.rename(made, self.path)
-            except BaseException:
-                self._group = None
-                shutil.rmtree(made, ignore_errors=True)
-                raise
-            self._group = zarr.open_group(self.path, mode="r+")
+                self._group.attrs["layout_hash"] = files.layout_hash(files.read(made, made.sizes()))
+            self._group = zarr.open_group(self.place.zarr, mode="r+")
 
     def _make(
         self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype, dims: tuple[str, ...]
@@ -210,7 +191,7 @@ class Store(Memory):
 
     def _resume(self, there: Stored) -> None:
         """Refuse another run, and find out which units are done."""
-        name, wanted = repr(str(self.path)), json.loads(json.dumps(self.config))
+        name, wanted = repr(self.place.name), json.loads(json.dumps(self.config))
         keys = sorted({*there.config, *wanted} - {*ENVIRONMENT})
         differing = [key for key in keys if there.config.get(key) != wanted.get(key)]
         if differing:
@@ -232,7 +213,7 @@ class Store(Memory):
             found = "; ".join(map(told, damage[:3]))
             warnings.warn(f"{name} is mended, {int(lost.sum())} units are made again: {found}", stacklevel=5)
         self._there, self._damage = there, damage
-        self._group = zarr.open_group(self.path, mode="r+")
+        self._group = zarr.open_group(self.place.zarr, mode="r+")
 
     def _note_environment(self, config: dict[str, object]) -> None:
         """Record, and tell once, under which other versions or threads a run goes on."""
@@ -241,19 +222,18 @@ class Store(Memory):
         before = history[-1] if history else config
         if any(before.get(key) != value for key, value in here.items()):
             told_of = ", ".join(f"{key} {before.get(key)} then, {value} now" for key, value in here.items())
-            warnings.warn(f"images of {str(self.path)!r} agree up to rounding only: {told_of}", stacklevel=6)
+            warnings.warn(f"images of {self.place.name!r} agree up to rounding only: {told_of}", stacklevel=6)
             first = int(self.done.argmin())
             cast(zarr.Group, self._group).attrs["history"] = json.dumps([*history, {"from": first, **here}])
 
     def _mend(self, there: Stored, damage: list[Damage]) -> None:
         """Take away what is damaged and what an interrupted write left behind, and make room for all units."""
         for name in filter(None, there.documents):
-            for stray in (self.path / name).glob("*.partial"):
-                stray.unlink()
+            self.place.tidy(name)
             bad = {units.start for part, units, _ in damage if part == name}
             for file, held in files.chunks(there.documents[name], there.units):
                 if held.start in bad:
-                    (self.path / name / file).unlink(missing_ok=True)
+                    self.place.remove(f"{name}/{file}")
         for name in filter(None, there.documents):
             array = self._array(name)
             if name != "done" and files.by_unit(there.documents[name]) and array.shape[0] != self.units:
@@ -267,15 +247,12 @@ class Store(Memory):
             done.resize((min(start + step, self.units), marked.shape[1]))
             done[start:] = 0
 
-    def _release(self) -> None:
-        lock_file(self.path).write_text("")
-        self._lock.release()
-
     @contextmanager
     def _written(self) -> Iterator[None]:
         try:
             with zarr.config.set({"array.write_empty_chunks": True}):
                 yield
-        except OSError as error:
-            rule = f"{str(self.path)!r} cannot be written: {error.strerror}; what is stored stays, run again to resume"
-            raise OSError(error.errno, rule) from None
+        except self.place.errors as error:
+            rule = f"{self.place.name!r} cannot be written: {reason(error)}; what is stored stays, run again to resume"
+            code = getattr(error, "errno", None)
+            raise OSError(*([] if code is None else [code]), rule) from None

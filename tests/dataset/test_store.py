@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,8 +181,8 @@ def test_a_path_has_many_names(tmp_path, monkeypatch):
     assert contents(tmp_path / "run.zarr") == before
 
 
-@pytest.mark.parametrize("store", ["s3://bucket/run.zarr", "memory://run", "hf://datasets/run", "", 7])
-def test_a_store_is_a_folder(tmp_path, monkeypatch, store):
+@pytest.mark.parametrize("store", ["memory://run", "hf://datasets/run", Path("s3://bucket/run"), "", 7])
+def test_a_store_is_a_folder_or_a_known_address(tmp_path, monkeypatch, store):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="store"):
         run(store, 4)
