@@ -43,6 +43,7 @@ class _Run(click.Command):
 @click.option("--in-place", is_flag=True, help="Write the executed cells back into the notebook, cleaned.")
 @click.option("--parameters", "ask", is_flag=True, help="Print what each notebook can be given, and run nothing.")
 @click.option("--limit", type=click.FloatRange(min=0, min_open=True), help="Seconds that a cell may take.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Notebooks that run at once.  [1]")
 def run(
     paths: tuple[Path, ...],
     given: tuple[tuple[str, str], ...],
@@ -51,6 +52,7 @@ def run(
     in_place: bool,
     ask: bool,
     limit: float | None,
+    workers: int,
 ) -> None:
     """Execute notebooks; results go to OUT/<notebook>/, their union to OUT/manifest.json and OUT/claims.tex.
 
@@ -61,6 +63,8 @@ def run(
 
     A sweep runs one notebook at every point of a grid, each in a folder of OUT/<notebook>.sweep/, and writes a table
     and a figure of all claims to claims/ there. The same line goes on where a sweep was stopped.
+
+    Several at once print a line each and the claims that are not as expected; one that fails does not stop the others.
     """
     from antinb.reporting import notebooks, runs
 
@@ -77,7 +81,7 @@ def run(
         raise click.UsageError("the folder of the results is --out; got the parameter out_dir")
     if grid and len(paths) > 1:
         raise click.UsageError(f"a sweep is one of one notebook; got {len(paths)}")
-    raise SystemExit(runs.run(paths, dict(given), out, in_place=in_place, limit=limit, axes=grid))
+    raise SystemExit(runs.run(paths, dict(given), out, in_place=in_place, limit=limit, axes=grid, workers=workers))
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

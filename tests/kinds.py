@@ -361,7 +361,7 @@ KINDS = {
     "generator": MODELLED,
     "design": DESIGNED,
     "condition": (None, [], [part for part in COUNTS if part is not None] + [0, [0, 1]]),
-    "store": (None, [], [1, True, 2.5, [], {}, "", "s3://a/b", object(), b"x"]),
+    "store": (None, [], [1, True, 2.5, [], {}, "", "s3://a", "gs://a/b", object(), b"x"]),
     "client": (None, [], [1, True, 2.5, [], {}, "tcp://a:1", object(), b"x"]),
     "batch": whole(8, 0),
     "trajectory": flag(False),

@@ -91,6 +91,41 @@ def test_a_stopped_run_says_where_and_leaves_old_results_and_no_kernel(workplace
     }  # fmt: skip
 
 
+def test_notebooks_that_run_at_once_are_those_that_run_one_by_one(workplace):
+    """One fails and one has a claim that is refuted; each of the others is one line."""
+    names = [f"{name}.ipynb" for name in ("a", "b", "c", "d")]
+    for name in names:
+        write(BODY.replace("99.a", f"99.{name[0]}"), name)
+    write(BODY + "1 / 0", "c.ipynb")
+    write(BODY.replace("<0", ">0").replace("99.a", "99.d"), "d.ipynb")
+    done = run(*names, *SMOKE, "--workers", "2")
+    assert done.returncode == 2
+    told = sorted(re.sub(r"\d+ s$", "", line) for line in done.stdout.splitlines())
+    assert [line.split(", after")[0] for line in told if "->" in line] == [
+        f"{name}.ipynb -> out/{name}, 1 claims" for name in "abd"
+    ]
+    assert [line.split()[:2] for line in told if "->" not in line] == [["refuted", "99.d"]]
+    assert "1 / 0" in done.stderr
+    assert "raised ZeroDivisionError: division by zero. What it made is in out/c.failed, earlier" in done.stderr
+    claims = json.loads(Path("out/manifest.json").read_text())["claims"]
+    assert [claim["id"] for claim in claims] == ["99.a", "99.b", "99.d"]
+    assert run("a.ipynb", "b.ipynb", "d.ipynb", *SMOKE, "--out", "alone").returncode == 1
+    assert claims == json.loads(Path("alone/manifest.json").read_text())["claims"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_of_several_leaves_no_kernel(workplace, number, code):
+    write(SLOW)
+    write(SLOW.replace("'there'", "'too'"), "other.ipynb")
+    command = [*COMMAND, "tiny.ipynb", "other.ipynb", *SMOKE, "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_interrupts) as started:
+        assert soon(lambda: Path("there").exists() and Path("too").exists())
+        started.send_signal(number)
+        assert started.wait(120) == code
+    assert soon(lambda: not kernels(workplace))
+    assert code < 0 or {path.name for path in Path("out").iterdir()} >= {"tiny.failed", "other.failed"}
+
+
 def test_a_cell_has_a_time_limit(workplace):
     write(SLOW)
     done = run("tiny.ipynb", *SMOKE, "--limit", "2")
