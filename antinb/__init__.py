@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from antinb.analysis.statistics import measure
     from antinb.dataset import open  # noqa: A004
+    from antinb.exploring import explore
     from antinb.models import draws, exact, surrogates
     from antinb.reporting import figures, report
     from antinb.sampling import sample
@@ -34,6 +35,7 @@ __all__ = [
     "sample",
     "open",
     "measure",
+    "explore",
     "noise",
     "draws",
     "exact",
@@ -58,7 +60,13 @@ __all__ = [
     "report",
 ]
 
-_FUNCTIONS = {"load": "zoo", "sample": "sampling", "open": "dataset", "measure": "analysis.statistics"}
+_FUNCTIONS = {
+    "load": "zoo",
+    "sample": "sampling",
+    "open": "dataset",
+    "measure": "analysis.statistics",
+    "explore": "exploring",
+}
 _ROOMS = {
     "models": ("draws", "exact", "surrogates"),
     "tasks": ("operators", "inverse", "editing", "classifier"),

@@ -137,7 +137,7 @@ def sample(
         if stored and not amplifies:
             unit, images = stored
             again = generate(generator, design, range(unit, unit + 1), **made)["image"]
-            _check_equal(images, again[0], unit, config)
+            check_equal(images, again[0], unit, config)
         make = partial(generate, design=design, **made)
         shards = ((units, make(generator, units=units)) for units in run.missing())
         with _behind(run.write) as write:
@@ -148,7 +148,7 @@ def sample(
                     smaller = max(1, min(batch, design.members) // 2)
                     cut = made if len(units) > 1 or averaged else {**made, "batch": smaller}
                     again = generate(generator, design, units[:1], **cut)["image"]
-                    _check_equal(values["image"][0], again[0], units[0], config)
+                    check_equal(values["image"][0], again[0], units[0], config)
                 stored = units
                 write(units, values)
                 bar.update(len(units) * design.members)
@@ -189,7 +189,7 @@ def _warn_of_range(images: np.ndarray, generator: Generator) -> None:
     warnings.warn(f"in images -1 is black and 1 is white; {found}. {remedy}", stacklevel=4)
 
 
-def _check_equal(first: np.ndarray, again: np.ndarray, unit: int, config: dict[str, object]) -> None:
+def check_equal(first: np.ndarray, again: np.ndarray, unit: int, config: dict[str, object]) -> None:
     """Refuse a generator that makes other images of the same noise, but for rounding."""
     rounding = ROUNDING if config.get("dtype") in ("float32", "float64") else HALF_ROUNDING
     if first.shape != again.shape:

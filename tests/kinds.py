@@ -360,6 +360,8 @@ KINDS = {
     "to_noise.coefficients": array(RNG.standard_normal((2, 64)), UNITS, 1.0, wide=True),
     "generator": MODELLED,
     "design": DESIGNED,
+    "explore.run": run(RUN, OTHER, RUN.isel(unit=slice(7))),
+    "explore.generator": (None, [MODEL], [part for part in WRONG if part is not None] + [1, True]),
     "condition": (None, [], [part for part in COUNTS if part is not None] + [0, [0, 1]]),
     "store": (None, [], [1, True, 2.5, [], {}, "", "s3://a", "gs://a/b", object(), b"x"]),
     "client": (None, [], [1, True, 2.5, [], {}, "tcp://a:1", object(), b"x"]),

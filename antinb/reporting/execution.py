@@ -204,8 +204,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _named(output: Path) -> nbformat.NotebookNode:
-    """Return an executed copy, to which the kernel that JupyterLab knows is given."""
-    notebook = notebooks.read(output)
+    """Return an executed copy, without widgets, to which the kernel that JupyterLab knows is given."""
+    notebook = notebooks.still(notebooks.read(output))
     notebook.metadata["kernelspec"] = nbformat.from_dict(notebooks.KERNEL)
     manifest.write(output, nbformat.writes(notebook) + "\n")
     return notebook

@@ -31,6 +31,7 @@ NUMBER = r"-?\d+(?:\.\d+)?"
 BETWEEN = re.compile(rf"(?P<low>{NUMBER}) to (?P<high>{NUMBER})")
 FROM = re.compile(rf"at least (?P<low>{NUMBER})")
 OF_RUNS = {"papermill", "execution", "widgets", "ExecuteTime"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Parameter(NamedTuple):
@@ -199,13 +200,14 @@ def write_back(executed: Path, path: Path) -> None:
     metadata then are those that JupyterLab writes with this Python, so that it opens the notebook unchanged, and
     `antinb.sources_sha256`: outputs are stale when it does not fit.
     """
-    notebook = read(executed)
+    notebook = still(read(executed))
     notebook.cells = _own(notebook)
     _forget(notebook.metadata)
     for cell in notebook.cells:
         _forget(cell.metadata)
         if cell.cell_type == "code":
-            cell.outputs = [_clean(output) for output in cell.outputs if _keep(output)]
+            kept = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [_clean(output) for output in kept]
     numbered = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for count, cell in enumerate(numbered, 1):
         cell.execution_count = count
@@ -222,9 +224,16 @@ def _forget(metadata: nbformat.NotebookNode) -> None:
         del metadata[key]
 
 
-def _keep(output: nbformat.NotebookNode) -> bool:
-    progress = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-    return not progress and output.get("name") != "stderr"
+def still(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Leave out the widgets, which need a kernel: progress bars, and those beside which a picture stands for them."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("data", {}).pop(WIDGET, None) and "image/png" not in output.data:
+                output.data.clear()
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("data") != {}]
+    return notebook
 
 
 def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
