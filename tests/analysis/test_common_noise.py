@@ -74,7 +74,7 @@ def test_equal_is_the_two_one_sided_tests_of_statsmodels(margin):
 
 
 def test_holm_and_looks_make_verdicts_harder():
-    """Holm takes three sorted p-values times 3, 2 and 1, none below the last; four looks have a quarter of the error."""
+    """Holm takes three sorted p-values times 3, 2 and 1, none below the last; four looks quarter the error."""
     one = comparison.summary(A, B, [statistics.brightness], {"brightness": 0.0165}).iloc[0]
     four = comparison.summary(A, B, [statistics.brightness], {"brightness": 0.0165}, looks=4).iloc[0]
     assert four["p_equal"] == pytest.approx(4 * one["p_equal"])
