@@ -73,6 +73,18 @@ def test_equal_is_the_two_one_sided_tests_of_statsmodels(margin):
     assert found["verdict"] == ("equal" if margin == 0.02 else "different")
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_skewed_units_have_the_larger_p_value_that_is_halls(sign):
+    gaps = sign * (np.random.default_rng(5).gamma(1, size=40) - 1.3) / 50
+    found = comparison.summary(table(np.full((40, 1), 0.5)), table(0.5 + gaps[:, None]), [statistics.pixel_mean]).iloc[
+        0
+    ]
+    sides = [p_value(gaps, 0, side) for side in (-1, 1)]
+    assert found["p_different"] == pytest.approx(min(1, 2 * min(sides)), rel=1e-3)
+    plain = stats.t.sf(np.abs(gaps.mean() / stats.sem(gaps)), 39)
+    assert min(sides) > 5 * plain
+
+
 def test_holm_and_looks_make_verdicts_harder():
     """Holm takes three sorted p-values times 3, 2 and 1, none below the last; four looks quarter the error."""
     one = comparison.summary(A, B, [statistics.brightness], {"brightness": 0.0165}).iloc[0]
