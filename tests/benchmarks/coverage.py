@@ -22,7 +22,20 @@ import xarray as xr
 from scipy import stats
 
 import antinb
-from antinb import controls, correlation, dataset, estimation, exact, intervals, noise, planning, symmetry, zoo
+from antinb import (
+    controls,
+    correlation,
+    dataset,
+    estimation,
+    exact,
+    intervals,
+    noise,
+    planning,
+    statistics,
+    surrogates,
+    symmetry,
+    zoo,
+)
 from antinb.analysis import diagnostics
 from antinb.models import diffusion
 
@@ -272,7 +285,7 @@ def mixtures() -> list[Setting]:
 
 
 def settings() -> list[Setting]:
-    """Return all settings but the correlations."""
+    """Return the settings of intervals of means, of events, of scores and of efficiencies."""
 
     def bilinear(rng: np.random.Generator, size: int) -> np.ndarray:
         return rng.standard_normal(size) * rng.standard_normal(size)
@@ -317,10 +330,68 @@ def settings() -> list[Setting]:
         regression("normal", normal),
         regression("lognormal", lognormal),
         regression("lognormal", lognormal, "skew"),
+    ]
+
+
+def on_mixture(name: str) -> list[Setting]:
+    """Return what is left of a mixture's units of 16 points by a surrogate, by what is learned from it, and by levels.
+
+    The long runs of the surrogate are moved to the mean that it has in the pool, and so is what the truth is.
+    """
+    model, design = antinb.load(name, steps=STEPS), noise.sobol(1500, 16)
+    cheap = surrogates.gaussian(model, zoo.mixture(name))
+    asked = [
+        statistics.brightness,
+        statistics.event(statistics.brightness, above=0.35 if name == "fashion-mixture" else 0.6),
+    ]
+    runs = ((model, design, 0), (model.with_(steps=2), design, 0), (cheap, design, 0), (cheap, noise.sobol(800, 64), 1))
+    fine, coarse, near, far = (
+        statistics.measure(antinb.sample(one, kind, seed=seed, batch=512, progress=False), *asked)
+        for one, kind, seed in runs
+    )
+    truths = dict(zip(fine["statistic"].values.tolist(), fine.mean(("unit", "member")).values, strict=True))
+    moved = (far + near.mean(("unit", "member")) - far.mean(("unit", "member"))).assign_attrs(far.attrs)
+    pilot = [part.isel(unit=slice(60)).assign_attrs(seed="3") for part in (fine, coarse)]
+
+    def drawn(rng: np.random.Generator, units: int, *tables: xr.DataArray) -> list[xr.DataArray]:
+        part = rng.integers(tables[0].sizes["unit"], size=units)
+        return [table.isel(unit=part).assign_coords(unit=np.arange(units)) for table in tables]
+
+    def controlled(units: int, *, more: bool) -> Experiment:
+        def experiment(rng: np.random.Generator) -> pd.DataFrame:
+            tables = *drawn(rng, units, fine, near), *drawn(rng, 32, moved)
+            return estimation.interval(controls.surrogate(*tables, learned=more))
+
+        return experiment
+
+    def levels(units: int) -> Experiment:
+        def experiment(rng: np.random.Generator) -> pd.DataFrame:
+            many = drawn(rng, 3 * units, coarse)[0].assign_attrs(seed="2")
+            return controls.levels([drawn(rng, units, fine, coarse), [many]], pilot)
+
+        return experiment
+
+    found = []
+    for units in (20, 100):
+        about = f"{units} units of 16 points, {name}"
+        found.append(Setting(f"t, surrogate, {about}", controlled(units, more=False), truths))
+        found.append(Setting(f"t, surrogate, learned too, {about}", controlled(units, more=True), truths))
+        found.append(Setting(f"levels, {about}", levels(units), truths))
+    return found
+
+
+def controlled() -> list[Setting]:
+    """Return the settings of surrogates, of learned controls and of levels."""
+    return [
         *(surrogate("normal", normal, units) for units in (20, 100)),
         *(surrogate("chi-squared", chi_squared, units, method) for units in (20, 100) for method in ("t", "skew")),
         *(learned(units) for units in (20, 100)),
+        *on_mixture("fashion-mixture"),
+        *on_mixture("cifar10-mixture"),
     ]
+
+
+PARTS = {"correlations": mixtures, "intervals": settings, "controls": controlled}
 
 
 def table(every: list[Setting], repetitions: int) -> pd.DataFrame:
@@ -347,13 +418,16 @@ def table(every: list[Setting], repetitions: int) -> pd.DataFrame:
 
 @click.command()
 @click.option("--repetitions", default=2000, show_default=True, help="Repetitions of each setting.")
-def main(repetitions: int) -> None:
+@click.option(
+    "--part", type=click.Choice(list(PARTS)), multiple=True, help="Only these settings; all if none is given."
+)
+def main(repetitions: int, part: tuple[str, ...]) -> None:
     """Measure, print the table, and exit with 1 if intervals without a warning cover too little."""
     click.echo(
         "| setting | nominal | coverage | warned | coverage if not warned | verdict |\n|---|---|---|---|---|---|"
     )
     failed = False
-    for setting in [*mixtures(), *settings()]:
+    for setting in [setting for name in part or PARTS for setting in PARTS[name]()]:
         for row in table([setting], repetitions).itertuples():
             interval = f"{row.coverage:.3f} [{row.low:.3f}, {row.high:.3f}]"
             numbers = f"{row.nominal:g} | {interval} | {row.warned:.3f} | {row.unwarned_coverage:.3f}"
