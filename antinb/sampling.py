@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from antinb import checks, dataset, workers
 from antinb.models.draws import rows
 from antinb.models.functions import Function
-from antinb.models.generator import Generator, Integrator
+from antinb.models.generator import CALLED, Generator, Integrator
 from antinb.noise import Design
 
 __all__ = ["sample"]
@@ -131,8 +132,8 @@ def sample(
     made = {"seed": seed, "batch": batch, "trajectory": trajectory, "classes": conditions}
     amplifies = getattr(generator, "amplifies", False)
     run = dataset.Memory(config, **size, **labels) if store is None else dataset.Store(store, config, **size, **labels)
-    with run, tqdm(total=design.units * design.members, unit="image", disable=not progress) as bar:
-        bar.update(int(run.done.sum()) * design.members)
+    name, count = config.get("model", type(generator).__name__), design.units * design.members
+    with run, _Bar(name, count, int(run.done.sum()) * design.members, generator.evaluations, progress) as bar:
         stored = run.first()
         if stored and not amplifies:
             unit, images = stored
@@ -151,8 +152,28 @@ def sample(
                     check_equal(values["image"][0], again[0], units[0], config)
                 stored = units
                 write(units, values)
-                bar.update(len(units) * design.members)
+                bar.reach(len(units) * design.members)
         return run.finish()
+
+
+class _Bar(tqdm):
+    """A bar that moves with each call of the network where the generator tells of it, otherwise with each shard."""
+
+    def __init__(self, model: object, images: int, done: int, cost: int, shown: bool) -> None:
+        self.cost, self.shard = max(1, cost), done * max(1, cost)  # calls of an image, and up to the shard's end
+        told = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
+        name, last = f"{images} images of {model}", images * self.cost
+        super().__init__(desc=name, total=last, initial=self.shard, disable=not shown, bar_format=told)
+        self.token = CALLED.set(lambda rows: self.update(min(rows, last - self.n)))
+
+    def __exit__(self, *ended: Any) -> None:  # noqa: ANN401
+        CALLED.reset(self.token)
+        super().__exit__(*ended)
+
+    def reach(self, images: int) -> None:
+        """Move to the end of a shard of so many images, whatever calls were told."""
+        self.shard += images * self.cost
+        self.update(self.shard - self.n)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import xarray as xr
 from helpers import LINEAR, SHAPE, tiny_unet
 
 import antinb
-from antinb import dataset, noise
+from antinb import dataset, noise, sampling
 from antinb.dataset import store as stores
 from antinb.models import diffusion
 
@@ -342,3 +342,18 @@ def test_beside_an_accelerator_shards_are_written_behind_the_network(mixture_gen
     monkeypatch.setattr(stores.Store, "write", full)
     with pytest.raises(OSError, match="no space left"):
         antinb.sample(mixture_generator, design, seed=1, batch=4, store=tmp_path / "three.zarr", progress=False)
+
+
+def test_the_bar_names_the_model_and_moves_with_each_step(mixture_generator, tmp_path, monkeypatch, capsys):
+    places, real = [], sampling._Bar.update
+    monkeypatch.setattr(sampling._Bar, "update", lambda bar, n=1: (real(bar, n), places.append(bar.n)))
+    steps, store = mixture_generator.steps, tmp_path / "run.zarr"
+    antinb.sample(mixture_generator, noise.antithetic(2), seed=0, batch=4, store=store)
+    assert places[:steps] == [4 * step for step in range(1, steps + 1)]
+    places.clear()
+    antinb.sample(mixture_generator, noise.antithetic(6), seed=0, batch=4, store=store)
+    assert places[0] > 4 * steps
+    assert places[-1] == 12 * steps
+    assert max(places) == 12 * steps
+    assert "\n" not in (told := capsys.readouterr().err.split("\r")[-1]).strip()
+    assert told.startswith(f"12 images of {mixture_generator.describe().get('model', 'Diffusion')}: 100%")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import Field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -25,6 +26,7 @@ __all__ = ["Generator", "Integrator", "Network"]
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+CALLED: ContextVar[Callable[[int], object] | None] = ContextVar("called", default=None)  # told of each network call
 
 
 class Generator(Protocol):
@@ -211,6 +213,8 @@ class Integrator(ABC):
         wanted = (len(x), (1 + self.learned) * x.shape[1], *x.shape[2:])
         if output.shape != wanted:
             raise ValueError(f"the network must return the shape {wanted}; got {tuple(output.shape)}")
+        if told := CALLED.get():
+            told(len(x))
         return output.to(x.dtype)
 
     def _start(self, noise: torch.Tensor) -> torch.Tensor:
