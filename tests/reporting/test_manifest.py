@@ -115,3 +115,28 @@ def test_an_article_takes_the_numbers_or_stops(tmp_path, body, error):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert (done.returncode != 0) == (error is not None), done.stdout
     assert error is None or error in done.stdout.replace("\n", " ")
+
+
+ARTICLE = r"""\documentclass{article}\usepackage{graphicx,hyperref}\input{out/claims}\begin{document}
+\section{A correlation of \antinb{a.r}} From \antinbmath[low]{a.r} to \antinbmath[high]{a.r}, an interval of
+$[\antinb[low]{a.r}, \antinb[high]{a.r}]$, or \textbf{\antinb[estimate]{a.r}}.
+\begin{figure}\includegraphics{out/a/fig-01-1.pdf}\caption{\antinb[caption]{fig-01-1}}\end{figure}
+\begin{figure}\includegraphics[width=4cm]{out/a/fig-01-2.png}\end{figure}\end{document}"""
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX")
+@pytest.mark.parametrize("typo", ["", "{a.r}", "[high]{a.r}]", "[caption]{fig-01-1}", "fig-01-2.png"])
+def test_a_whole_article_with_figures_compiles_and_a_typo_stops_it(tmp_path, typo):
+    book = claimed(tmp_path / "out", "a", ("a.r", -0.5, -0.75, -0.25))
+    for name in ("fig-01-1", "fig-01-2"):
+        book.save_figure(plt.figure(figsize=(1, 1)), name, "A line & a point.", pd.DataFrame({"x": [0.0]}))
+        plt.close()
+    merge(tmp_path / "out")
+    text = ARTICLE.replace(typo, typo.replace("a.r", "a.rr").replace("-1}", "-3}").replace("-2.", "-4."), bool(typo))
+    assert (text == ARTICLE) == (typo == "")
+    (tmp_path / "x.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert (done.returncode == 0) == (tmp_path / "x.pdf").exists() == (typo == ""), done.stdout
+    words = done.stdout.replace("\n", "")
+    assert not typo or ("fig-01-4" if "png" in typo else "nothing has the id") in words
