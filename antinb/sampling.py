@@ -73,6 +73,7 @@ def sample(
             are those of one process, on the same kind of processor. A lost worker's shards are made by the others, and
             the first unit is made here too, to compare. A worker loads a model that came from a name or a folder
             itself if it can, without `device=` on the accelerator that it has; any other model is sent to it.
+            `antinb/workers.py` shows clients for SLURM and for several GPUs.
 
     Raises:
         ValueError: if an argument is out of its range, the store holds something else, the generator

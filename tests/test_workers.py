@@ -8,13 +8,15 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 import zarr
 
 import antinb
-from antinb import inverse, noise, operators, workers
+from antinb import correlation, diversity, estimation, inverse, noise, operators, statistics, workers
 from antinb.zoo import DATA, sources
 
 distributed = pytest.importorskip("distributed")
@@ -164,3 +166,27 @@ def test_workers_that_die_leave_and_join_change_nothing(cluster, model, alone, t
         antinb.sample(model, DESIGN, store=store, client=cluster[1], **OPTIONS)
     assert [unit for units in seen for unit in units] == list(range(24))
     assert files(store) == alone
+
+
+def test_analysis_on_the_workers_gives_the_numbers_of_this_process(cluster, model, tmp_path):
+    """Chunks are read, and their checksums compared, by workers, as the tasks in their logs say."""
+    stored = antinb.sample(model, DESIGN, store=tmp_path / "run.zarr", **OPTIONS)
+    analyses = (
+        lambda run: correlation.summary(run),
+        lambda run: statistics.measure(run, statistics.brightness, statistics.contrast).to_dataframe("value"),
+        lambda run: estimation.pixelwise(run).to_dataframe(),
+        lambda run: diversity.scores(run, lambda images: images.reshape(*images.shape[:2], -1)).to_dataframe("value"),
+    )
+    for analysis in analyses:
+        with dask.config.set(scheduler="synchronous"):
+            here = analysis(stored)
+        with distributed.get_task_stream(cluster[1]) as stream:
+            pd.testing.assert_frame_equal(analysis(stored), here, check_exact=True)
+        assert stream.data
+
+
+def test_as_many_workers_as_were_asked_for_see_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with workers.connected(3, None) as client:
+        client.wait_for_workers(3)
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["0", "0", "1"]
