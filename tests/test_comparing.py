@@ -63,6 +63,21 @@ def test_a_model_is_equal_to_itself_at_the_first_look(workplace):
     assert "take more units" not in done.output
 
 
+def test_a_verdict_once_reached_stays_while_others_are_looked_at_again(tmp_path, monkeypatch):
+    looks = iter([["equal", "undecided"], ["different", "undecided"], ["undecided", "different"], ["equal", "equal"]])
+
+    def verdicts(runs, asked, _):
+        return pd.DataFrame({"statistic": asked.statistics, "verdict": next(looks)})
+
+    monkeypatch.setattr(comparing, "verdicts", verdicts)
+    asked = comparing.Question(("brightness", "contrast"), {}, units=512)
+    models = [antinb.load(lambda z, shift=shift: z / 6 + shift, shape=SHAPE) for shift in (0.0, 0.1)]
+    table, runs = comparing.sampled(tuple(models), asked, tmp_path / "out")
+    assert table["verdict"].tolist() == ["equal", "different"]
+    assert table["decided_at"].tolist() == [64, 256]
+    assert [run.sizes["unit"] for run in runs] == [256, 256]
+
+
 def test_the_numbers_are_those_of_the_summary(workplace):
     compare("fashion-mixture", "fashion-mixture", *FEW, "--steps-b", 3, "--margin", "contrast=0.3", "--seed", 4)
     runs = [
