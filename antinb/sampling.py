@@ -25,7 +25,7 @@ from antinb.noise import Design
 __all__ = ["sample"]
 
 ROUNDING = 1e-3  # root mean square of a difference that another cut into batches or another machine makes
-BEYOND, FEWEST = 1.5, 256  # values that are beyond the range; least number of values that can be told to lie in [0, 1]
+BEYOND, FEWEST = 1.5, 256  # values that are beyond the range; least number of values that can be told to lie above 0
 AUTO, TURNS = "auto", "in turn"  # words for a batch and for conditions
 Write = Callable[[range, Mapping[str, np.ndarray]], None]
 FEW = 4  # steps of a try that looks for the largest batch
@@ -197,17 +197,17 @@ def _behind(write: Write) -> Iterator[Write]:
 
 
 def _warn_of_range(images: np.ndarray, generator: Generator) -> None:
-    """Tell of images of which most values lie far beyond -1 and 1, or all from 0 to 1."""
+    """Tell of images of which most values lie far beyond -1 and 1, or all above 0 and not all on one side of 1/2."""
     low, high, beyond = float(images.min()), float(images.max()), float((np.abs(images) > BEYOND).mean())
     if beyond > 0.5:
         found = f"{beyond:.0%} of the values lie beyond, from {low:.3g} to {high:.3g}"
-    elif 0 <= low < 0.5 < high <= 1 and images.size >= FEWEST:
+    elif 0 <= low < 0.5 < high and images.size >= FEWEST:
         found = f"all values lie from {low:.3g} to {high:.3g}"
     else:
         return
     remedy = "If the sampler diverges, load the model with clip=True or take more steps"
     if isinstance(generator, Function):
-        remedy = f"Say which values are black and white: antinb.load(..., range=(0, {1 if high <= 1 else 255}))"
+        remedy = f"Say which values are black and white: antinb.load(..., range=(0, {1 if high <= BEYOND else 255}))"
     warnings.warn(f"in images -1 is black and 1 is white; {found}. {remedy}", stacklevel=4)
 
 
@@ -263,7 +263,9 @@ def _classes(condition: object, generator: Generator, units: int) -> np.ndarray:
             raise ValueError(
                 f"conditions in turn need a model with classes or prompts; got a {type(generator).__name__}"
             )
-        return np.arange(units) % count
+        null = getattr(generator, "null", None)
+        classes = [k for k in range(count + (null is not None)) if k != null][:count]
+        return np.resize(classes, units)
     try:
         return np.asarray(condition)
     except ValueError:
@@ -304,6 +306,8 @@ def generate(
             images, recorded = generator.trajectory(noise[cut], **given)
         else:
             images, recorded = generator.generate(noise[cut], **given), {}
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating-point numbers; got {images.dtype}")
         recorded["image"] = images
         for name, part in recorded.items():
             parts.setdefault(name, []).append(part.float().cpu())

@@ -237,7 +237,8 @@ def from_mixture(mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, 
     """Return the generator of an exact mixture whose `(d,)` values are laid out as `shape`; it does not clip.
 
     Raises:
-        ValueError: if the shape does not have as many values as the mixture has dimensions.
+        ValueError: if the shape does not have as many values as the mixture has dimensions, or the configuration is
+            that of a model that predicts something else than the noise.
 
     Examples:
         >>> from antinb import exact
@@ -245,6 +246,8 @@ def from_mixture(mixture: Mixture, shape: tuple[int, ...], config: Mapping[str, 
         >>> from_mixture(bell, (1, 2, 2), {}).with_(steps=5).evaluations
         5
     """
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        raise ValueError(f"a mixture predicts the noise, 'epsilon'; got {checks.quoted(config['prediction_type'])}")
     if torch.Size(checks.shape(shape)).numel() != len(mixture.mean):
         raise ValueError(f"the mixture has dimension {len(mixture.mean)}; got shape {tuple(shape)}")
     levels = make_scheduler(config).alphas_cumprod.to(mixture.means)

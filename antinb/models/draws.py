@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,7 +19,6 @@ __all__ = ["StepNoise", "using"]
 
 NORMAL = {torch.ops.aten.randn, torch.ops.aten.randn_like, torch.ops.aten.normal, torch.ops.aten.normal_}
 UNIFORM = {torch.ops.aten.rand, torch.ops.aten.rand_like, torch.ops.aten.uniform, torch.ops.aten.uniform_}
-JOINS = {torch.ops.aten.stack, torch.ops.aten.cat}
 _active = threading.local()
 REPEATS = "it expects the same noise again, which a stream of a design is not"
 
@@ -59,10 +57,11 @@ def using(
         seed: non-negative integer, the only seed that counts.
         units: unit numbers of the batch, or all of them if None.
         shared: shapes of draws that are the same for the whole batch, such as a fixed projection.
-        network: the denoiser, or whichever module takes the initial noise first.
+        network: the denoiser, or whichever module takes the initial noise first. Without it a program may not draw as
+            many tensors `(units * members, H, W)` as these have rows, for each may be one image of as many channels.
 
     Raises:
-        ValueError: inside the block, if a draw has another shape, the program calls another random
+        ValueError: inside the block, if a draw has another shape or needs `network`, the program calls another random
             operation (`randint`, `bernoulli`, dropout, ...), a module is in training mode, a generator
             is reseeded between draws, blocks are nested, or the network's first input is not the
             design's noise; at the end of the block, if nothing was drawn or a batch of draws `(1, ...)`
@@ -120,11 +119,10 @@ class Draws(TorchDispatchMode):
         self._pending: list[torch.Tensor] = []
         self._row_generators: list[torch.Generator] = []
         self._common = 0
-        self._given: list[weakref.ref[torch.Tensor]] = []
         self._generators: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
 
     def __enter__(self) -> Draws:
-        """Take over the draws of this thread."""
+        """Take over the draws of this thread, whose own random numbers stay where they are."""
         if getattr(_active, "mode", None) is not None:
             raise ValueError("draws cannot be nested: another design already supplies this program's noise")
         thread = threading.get_ident()
@@ -138,6 +136,8 @@ class Draws(TorchDispatchMode):
 
         _active.mode = self
         self._hook = register_module_forward_pre_hook(refuse_training)
+        self._kept = torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
+        self._kept.__enter__()
         return super().__enter__()
 
     def __exit__(self, *details: object) -> None:
@@ -145,6 +145,7 @@ class Draws(TorchDispatchMode):
         self._hook.remove()
         _active.mode = None
         super().__exit__(*details)
+        self._kept.__exit__(None, None, None)
 
     def finish(self) -> None:
         """Refuse a batch of single draws that is not complete."""
@@ -155,8 +156,6 @@ class Draws(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         """Run the operation; if it draws, put the design's numbers into its result."""
         kwargs = kwargs or {}
-        if self.unchecked and func.overloadpacket in JOINS:
-            self._refuse_joined(args[0])
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         names = [argument.name for argument in func._schema.arguments]
@@ -180,17 +179,7 @@ class Draws(TorchDispatchMode):
             return result.copy_(low + (high - low) * torch.special.ndtr(w.double()).clamp(edge, 1 - edge))
         mean, std = given.get("mean", 0.0), given.get("std", 1.0)
         result.copy_(mean + std * w.to(result.dtype))
-        if self.unchecked and len(result) == self.rows:
-            self._given.append(weakref.ref(result))
         return result
-
-    def _refuse_joined(self, parts: Sequence[torch.Tensor]) -> None:
-        """Refuse draws that the program puts together, one a row, for each was taken for a whole batch."""
-        drawn = {tensor.untyped_storage().data_ptr() for ref in self._given if (tensor := ref()) is not None}
-        joined = sum(part.untyped_storage().data_ptr() in drawn for part in parts)
-        if joined == len(parts) == self.rows > 1:
-            rule = f"the program joins {self.rows} draws {tuple(parts[0].shape)}, each of which was taken for a batch"
-            raise ValueError(f"{rule}: draw the batch at once, or pass network= if each is one")
 
     def _next(self, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
         self.drawn += 1
@@ -218,6 +207,10 @@ class Draws(TorchDispatchMode):
         return torch.from_numpy(rng.standard_normal(shape, np.float32))
 
     def _stream(self, shape: tuple[int, ...]) -> torch.Tensor:
+        alike = self.start is not None and self.start.shape[1:] == shape
+        if self.unchecked and alike and len(shape) == 2 and self.streams == self.rows - 1:
+            found = f"{self.rows} draws {(self.rows, *shape)} are as many batches, or images of {self.rows} channels"
+            raise ValueError(f"{found}: pass network=, whose input tells, or draw the batch at once")
         values = self.source(self.streams, shape)
         if self.streams == 0:
             self.start = values

@@ -76,7 +76,7 @@ class Function:
                 f"the function must return a tensor ({len(noise)}, C, H, W), or signals as ({len(noise)}, 1, 1, length)"
             )
             raise ValueError(f"{rule}; got {found}")
-        _check_images(images, self.range)
+        _check_images(images, self.range, self.shape)
         low, high = self.range
         return images if self.range == RANGE else 2 * (images.float() - low) / (high - low) - 1
 
@@ -106,12 +106,14 @@ class Function:
         return record | {"clip_image": False}
 
 
-def _check_images(images: torch.Tensor, known: tuple[float, float]) -> None:
+def _check_images(images: torch.Tensor, known: tuple[float, float], noise: tuple[int, ...]) -> None:
     """Refuse what cannot be images `(B, C, H, W)`: integers without a range of their own, channels that come last."""
     if not (images.is_floating_point() or (known != RANGE and images.dtype in INTEGERS)):
         rule = "the function must return floating-point numbers from -1, black, to 1, white, or be loaded with range="
         raise ValueError(f"{rule}; got {images.dtype}")
-    if images.shape[-1] in (1, 3, 4) and min(images.shape[1:3]) >= 8:
+    found = images.shape[1:]
+    last = found == (*noise[1:], noise[0]) or (found[-1] in (1, 3, 4) and min(found[:2]) >= 8)
+    if last and found != noise:
         raise ValueError(f"the function must return (B, C, H, W), channels first; got {tuple(images.shape)}")
 
 

@@ -135,7 +135,10 @@ class Integrator(ABC):
         unknown = set(settings) - set(self.settings)
         if unknown:
             raise ValueError(f"a {type(self).__name__} has no setting {min(unknown)!r}")
-        return replace(self, **{key: value for key, value in settings.items() if value is not None})
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+        if "null" in given and self.null is None:
+            given["conditions"] = max(self.conditions - 1, 0)
+        return replace(self, **given)
 
     def generate(
         self, noise: torch.Tensor, *, draw: StepNoise | None = None, condition: torch.Tensor | None = None
@@ -213,6 +216,8 @@ class Integrator(ABC):
         wanted = (len(x), (1 + self.learned) * x.shape[1], *x.shape[2:])
         if output.shape != wanted:
             raise ValueError(f"the network must return the shape {wanted}; got {tuple(output.shape)}")
+        if not output.is_floating_point():
+            raise ValueError(f"the network must return floating-point numbers; got {output.dtype}")
         if told := CALLED.get():
             told(len(x))
         return output.to(x.dtype)

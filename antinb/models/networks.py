@@ -56,6 +56,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def noise_shape(network: UNet2DModel | DiTTransformer2DModel) -> tuple[int, ...]:
     """Return the `(C, H, W)` that the network takes."""
     size = network.config["sample_size"]
+    if size is None:
+        raise ValueError("sample_size must say how large the images are; got None")
     return (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))
 
 
@@ -71,8 +73,8 @@ def parts(
 
     With `variance` the network may return as many channels again, its own variances.
 
-    The null class of guidance is the one after the last of a transformer, and that of a conditional UNet the one that
-    its configuration names, `network.register_to_config(null_class=10)`; else it has none, for all may be real.
+    The null class of guidance is the one that the configuration names, `network.register_to_config(null_class=10)`;
+    else the one after the last of a transformer, and none of a conditional UNet, for all of its classes may be real.
 
     Raises:
         ValueError: if the network does not return as many channels as it takes, or has no such null class.
@@ -81,11 +83,9 @@ def parts(
     taken, returned = config["in_channels"], config["out_channels"]
     if returned not in (taken, None) and not (variance and learned(network)):
         raise ValueError(f"the network must return its {taken} channels; got {returned}")
-    if isinstance(network, UNet2DModel):
-        classes, null = config["num_class_embeds"], config.get(NULL)
-    else:
-        classes = config["num_embeds_ada_norm"] + 1
-        null = classes - 1
+    unet = isinstance(network, UNet2DModel)
+    classes = config["num_class_embeds"] if unet else config["num_embeds_ada_norm"] + 1
+    null = config.get(NULL, None if unet else classes - 1)
     if null is not None:
         null = checks.integer(NULL, null, 0, (classes or 0) - 1)
     network.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,9 +29,10 @@ __all__ = ["Pipeline"]
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")  # they draw it with torchsde
-SOUND = {"audio_length_in_s", "audio_end_in_s"}  # arguments of pipelines that make no images
+SOUND = "AudioPipelineOutput"  # what the call of a pipeline that makes no images returns
 PROCESSORS = ("image_processor", "video_processor")
 SIZES = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
+ROWS = ("_embeds", "_attention_mask")  # ends of the names of options with a row for each condition
 OWN = {*SIZES, "num_inference_steps", "output_type", "latents", "class_labels", "prompt", "generator", "return_dict"}
 
 
@@ -80,12 +82,12 @@ class Pipeline:
             raise ValueError(f"a pipeline needs one of {', '.join(DENOISERS)}; {self._name} has none")
         for part in self._denoisers:
             weights(part)
-        sound = sorted(SOUND & set(self._arguments))
-        if sound:
-            raise ValueError(f"{self._name} makes sound, which is no image: its call takes {sound[0]}")
-        classes = getattr(self.network, "config", {}).get("num_class_embeds")
-        if classes and isinstance(self.network, UNet2DModel) and "class_labels" not in self._arguments:
-            rule = f"{self._name} calls its network without classes, of which it has {classes}"
+        calls = [vars(cls)["__call__"] for cls in type(self.pipeline).__mro__ if "__call__" in vars(cls)]
+        if any(SOUND in inspect.unwrap(call).__code__.co_names for call in calls):
+            raise ValueError(f"{self._name} makes sound, which is no image")
+        classed = isinstance(self.network, UNet2DModel) and self.network.class_embedding is not None
+        if classed and "class_labels" not in self._arguments:
+            rule = f"{self._name} calls its network without the classes that it needs"
             raise ValueError(f"{rule}: save it and load the folder, whose model takes conditions")
         if "num_inference_steps" not in self._arguments:
             raise ValueError(f"{self._name} cannot be paired: it has no num_inference_steps")
@@ -112,8 +114,9 @@ class Pipeline:
         for key, value in self.options.items():
             try:
                 json.dumps(records.option(value))
-            except TypeError as error:
-                raise ValueError(f"options must be JSON, tensors or images; got {key}={value!r}: {error}") from None
+            except (TypeError, ValueError, RuntimeError) as error:
+                found = f"{key}={quoted(value)}: {reason(error)}"
+                raise ValueError(f"options must be JSON, tensors or images; got {found}") from None
 
     @property
     def _name(self) -> str:
@@ -154,12 +157,15 @@ class Pipeline:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the pipeline and its scheduler in errors from below, but for those of memory."""
+        """Name the pipeline and its scheduler in errors of the code of others, but for those of memory."""
         try:
             yield
-        except (ValueError, MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            if isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("antinb."):
+                raise
             raise ValueError(f"{self._name} with {self._scheduler} does not run: {reason(error)}") from error
 
     @property
@@ -252,24 +258,27 @@ class Pipeline:
         if condition is None or not 0 <= condition.min() <= condition.max() < self.conditions:
             found = condition if condition is None else condition.tolist()
             raise ValueError(f"{self._name} needs a condition from 0 to {self.conditions - 1}; got {found}")
-        if self.prompts:
-            return {"prompt": [self.prompts[label] for label in condition.tolist()], **self._negative(condition)}
-        if "prompt_embeds" in self.options:
-            parts = {key: value for key, value in self.options.items() if key.endswith(("_embeds", "_attention_mask"))}
-            return {key: value[condition if len(value) > 1 else self._first(rows)] for key, value in parts.items()}
-        return {"class_labels": condition.tolist(), **size}
+        if not (self.prompts or "prompt_embeds" in self.options):
+            return {"class_labels": condition.tolist(), **size}
+        own: dict[str, object] = {"prompt": [self.prompts[k] for k in condition.tolist()]} if self.prompts else {}
+        return own | self._rows(condition)
 
-    def _negative(self, condition: torch.Tensor) -> dict[str, list[str]]:
-        """Return the negative prompts of a batch: one text is for all conditions, of a list each has its own."""
-        given = {key: value for key, value in self.options.items() if key.startswith("negative_prompt")}
-        texts = {key: [value] if isinstance(value, str) else value for key, value in given.items()}
-        lists = {key: value for key, value in texts.items() if isinstance(value, (list, tuple))}
-        for key, value in lists.items():
-            if len(value) not in (1, self.conditions) or not all(isinstance(text, str) for text in value):
+    def _rows(self, condition: torch.Tensor) -> dict[str, object]:
+        """Return further texts and embeddings of a batch: one is for all conditions, of several each has its own."""
+        found: dict[str, object] = {}
+        for key, value in self.options.items():
+            rows, kind = [value] if isinstance(value, str) else value, "row" if key.endswith(ROWS) else "text"
+            listed = isinstance(rows, (list, tuple)) and key.startswith(("prompt_", "negative_prompt"))
+            if not listed and not (isinstance(rows, torch.Tensor) and kind == "row"):
+                continue
+            wrong = kind == "text" and not all(isinstance(text, str) for text in rows)
+            if wrong or len(rows) not in (1, self.conditions):
                 raise ValueError(
-                    f"{key} is one text, or one for each of {self.conditions} prompts; got {quoted(value)}"
+                    f"{key} is one {kind}, or one for each of {self.conditions} prompts; got {quoted(value)}"
                 )
-        return {key: [value[int(k) % len(value)] for k in condition] for key, value in lists.items()}
+            chosen = condition % len(rows)
+            found[key] = rows[chosen] if isinstance(rows, torch.Tensor) else [rows[k] for k in chosen.tolist()]
+        return found
 
     def describe(self) -> dict[str, object]:
         """Return pipeline, networks, adapters and other switches, scheduler, steps, options and prompts."""

@@ -17,6 +17,7 @@ __all__: list[str] = []
 
 SWITCHES = ("use_tiling", "use_slicing")  # attributes of autoencoders
 FREE_U = ("s1", "s2", "b1", "b2")  # attributes of the blocks of a UNet
+PLAIN = ("1", "L", "RGB", "RGBA")  # modes of images whose numbers alone are their colours
 LEFT_OUT = ("safety_checker", "watermark")  # what would paint over an image
 
 
@@ -28,10 +29,13 @@ def option(value: object) -> object:
         return {str(key): option(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [option(part) for part in value]
+    colours = None
+    if isinstance(value, Image.Image) and value.mode not in PLAIN:
+        colours = [value.mode, value.getpalette()]
     if isinstance(value, (Image.Image, np.ndarray)):
         value = torch.from_numpy(np.array(value))
     if isinstance(value, torch.Tensor):
-        return {"shape": list(value.shape), "sha256": tensors_hash({"option": value})}
+        return {"shape": list(value.shape), "sha256": tensors_hash({"option": value}, colours)}
     return value
 
 

@@ -22,7 +22,7 @@ __all__: list[str] = []
 
 LIBRARIES = ("diffusers", "transformers")
 LABELS = {"id2label"}  # entries of an index that are tables of names, as in pipelines of DiT
-LONGEST_TEXT = 512  # words of a text whose encoder names no limit
+SHORTEST_TEXT, LONGEST_TEXT = 3, 512  # a word between its ends; words of a text whose encoder names no limit
 SAFETY = (
     "safety_checker",
     "feature_extractor",
@@ -81,8 +81,10 @@ def _cap(tokenizer: Any, encoder: Any, where: str) -> None:  # noqa: ANN401
     known = getattr(config, "vocab_size", None)
     if known is not None and max(words.values()) >= known:
         raise ValueError(f"{where}: its encoder knows {known} words; got a vocabulary up to {max(words.values())}")
-    most = getattr(config, "max_position_embeddings", None) or LONGEST_TEXT
-    tokenizer.model_max_length = int(min(tokenizer.model_max_length, most))
+    most, own = getattr(config, "max_position_embeddings", None) or LONGEST_TEXT, tokenizer.model_max_length
+    if isinstance(own, bool) or not isinstance(own, (int, float)) or not own >= SHORTEST_TEXT:
+        raise ValueError(f"{where}: model_max_length must be a number of at least {SHORTEST_TEXT}; got {quoted(own)}")
+    tokenizer.model_max_length = int(min(own, most))
 
 
 def _part_class(folder: Path, name: str, part: object) -> Any:  # noqa: ANN401
@@ -125,6 +127,7 @@ def _check(folder: Path, name: str, part: type) -> None:
         raise ValueError(f"{where} holds an adapter, adapter_config.json, whose network is elsewhere; merge it first")
     config = folders.config(own, "config.json")
     if issubclass(part, ModelMixin):
+        settings.check(config, [part], f"{where}/config.json")
         stem, build = weights.WEIGHTS, lambda: known.from_config(config)
     else:
         stem, build = "model", lambda: known(known.config_class.from_dict(config))

@@ -119,6 +119,13 @@ def config(folder: Path, name: str) -> dict[str, Any]:
     return settings
 
 
+def classes(folder: Path, name: str, found: dict[str, Any]) -> list[object]:
+    """Return the classes that a part's configuration and the index, if there is one, name; diffusers takes the last."""
+    entry = config(folder, INDEX).get(name) if (folder / INDEX).exists() else None
+    library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    return [found.get("_class_name"), *([] if entry is None else [kind if library == "diffusers" else entry])]
+
+
 def _constant(name: str) -> float:
     if name == "NaN":
         raise ValueError("it holds NaN")

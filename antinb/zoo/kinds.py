@@ -39,15 +39,18 @@ def read(folder: Path, place: Place) -> Sampler | decoders.Decoder | decoders.La
     config = settings.scheduler(folder)
     if (folder / MIXTURE).exists():
         _refuse_half(folder, place)
+        if settings.KINDS[config["_class_name"]] is not diffusion:
+            raise ValueError(f"{plain(folder.name)}: a mixture is a diffusion model; got {config['_class_name']}")
         known, size, path = mixtures.read(folder, place.device)
         identity = {"model": folder.name, "weights_sha256": folders.sha256(path)}
         return diffusion.from_mixture(known.to(place.dtype), size, config, **identity)
     build, own = denoiser(folder)
     network, digest = weights.filled(build, own, weights.WEIGHTS, place, settings.check_images)
     sampler = from_network(network, config, model=folder.name, weights_sha256=digest)
-    if not (folder / "vae").is_dir():
+    index = folders.config(folder, folders.INDEX) if (folder / folders.INDEX).exists() else {"vae": None}
+    if not (folder / "vae").is_dir() or "vae" not in index:
         return sampler
-    build, own = _known(folder / "vae", {"AutoencoderKL": AutoencoderKL})
+    build, own = _known(folder, "vae", {"AutoencoderKL": AutoencoderKL})
     autoencoder, digest = weights.filled(build, own, weights.WEIGHTS, place)
     return decoders.Latent(sampler, autoencoder, {"autoencoder_sha256": digest})
 
@@ -55,14 +58,17 @@ def read(folder: Path, place: Place) -> Sampler | decoders.Decoder | decoders.La
 def denoiser(folder: Path) -> tuple[Callable[[], nn.Module], Path]:
     """Return what builds the network of a diffusers folder, and the folder of its weights."""
     part = next((name for name in DENOISERS if (folder / name).is_dir()), DENOISERS[0])
-    return _known(folders.part(folder, part), networks.CLASSES)
+    return _known(folder, part, networks.CLASSES)
 
 
-def _known(folder: Path, classes: Mapping[str, type[weights.Built]]) -> tuple[Callable[[], weights.Built], Path]:
-    config, where = folders.config(folder, "config.json"), f"{plain(folder.parent.name)}/{plain(folder.name)}"
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in classes:
-        raise ValueError(f"{where} must be {' or '.join(classes)}; got {quoted(name)}")
+def _known(
+    whole: Path, part: str, classes: Mapping[str, type[weights.Built]]
+) -> tuple[Callable[[], weights.Built], Path]:
+    folder = folders.part(whole, part)
+    config, where, name = folders.config(folder, "config.json"), f"{plain(folder.parent.name)}/{plain(folder.name)}", ""
+    for name in folders.classes(whole, part, config):
+        if not isinstance(name, str) or name not in classes:
+            raise ValueError(f"{where} must be {' or '.join(classes)}; got {quoted(name)}")
     settings.check(config, [classes[name]], f"{where}/config.json")
     null = config.pop(networks.NULL, None)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from antinb import checks, dataset
 from antinb.checks import plain, quoted
-from antinb.models import functions, pipelines
+from antinb.models import functions, networks, pipelines
 from antinb.models.exact import Mixture
 from antinb.models.generator import Generator
 from antinb.zoo import folders, kinds, mixtures, settings, shipped, sources, weights
@@ -95,7 +95,7 @@ def load(
     refused = ", ".join([*given, "prompts", "options"])
     given = {name: value for name, value in given.items() if value is not None}
     extras = {"prompts": _prompts(prompts), "options": options or {}}
-    if (shape, range) != (None, None) and (isinstance(source, DiffusionPipeline) or not callable(source)):
+    if not (shape is None and range is None) and (isinstance(source, DiffusionPipeline) or not callable(source)):
         found = f"shape={quoted(shape)}, range={quoted(range)}"
         raise ValueError(f"shape= and range= belong to a callable, other models have their own; got {found}")
     place = _where(device, dtype)
@@ -108,8 +108,9 @@ def load(
             raise ValueError(f"a callable needs shape= and takes no {refused}; got {shape=!r}, {quoted(given)}")
         own = place.dtype if dtype is not None else None
         if isinstance(source, nn.Module):
+            networks.weights(source)
             source = source.to(place.device, own).eval()
-        return functions.Function(source, shape, place.device, range or dataset.RANGE, dtype=own)
+        return functions.Function(source, shape, place.device, dataset.RANGE if range is None else range, dtype=own)
     folder = _place(source)
     with torch.random.fork_rng(devices=[]):
         if (folder / folders.INDEX).exists():

@@ -121,7 +121,7 @@ def rate(device: str = "cpu", dtype: str = "float32", *, size: int = 1024) -> fl
         True
     """
     number = getattr(torch, checks.choice("dtype", dtype, weights.DTYPES))
-    left, begin = torch.rand(checks.integer("size", size, 1), size, device=device).to(number), 0.0
+    left, begin = torch.full((checks.integer("size", size, 1), size), 0.5, device=device, dtype=number), 0.0
     for repeat in range(4):  # the first warms up
         begin = time.perf_counter() if repeat == 1 else begin
         product = left @ left

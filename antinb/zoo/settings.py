@@ -59,14 +59,17 @@ RANGES = {  # of a number or of each number of a list, both ends included
     "sigma_data": (1e-6, 1e6),
     "shift": (0.01, 100),
     "scaling_factor": (1e-6, 1e6),
+    "shift_factor": (-1e6, 1e6),
+    "null_class": (0, COUNT[1]),
     "sample_size": (1, 8192),
     "norm_eps": (0, 1),
     **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups"), COUNT),
-    **dict.fromkeys(("num_class_embeds", "num_embeds_ada_norm", "patch_size", "null_class", "num_layers"), COUNT),
+    **dict.fromkeys(("num_class_embeds", "num_embeds_ada_norm", "patch_size", "num_layers"), COUNT),
 }
 NAMES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
+    "prediction_type": (*diffusion.PREDICTIONS, "flow_prediction", "original_sample", "trigflow"),
 }
 
 
@@ -79,11 +82,12 @@ def scheduler(folder: Path) -> dict[str, Any]:
         ValueError: for a scheduler of another kind, or settings that its class or the sampler's does not take.
     """
     config = folders.config(folders.part(folder, "scheduler"), "scheduler_config.json")
-    where, name = f"{plain(folder.name)}/scheduler_config.json", config.get("_class_name")
-    if not isinstance(name, str) or name not in KINDS:
-        rule = f"antinb's own loop runs models of {', '.join(KINDS)}"
-        raise ValueError(f"{where}: {rule}; got {quoted(name)}. Load the whole pipeline if it is one")
-    own = getattr(diffusers, name)
+    where, name = f"{plain(folder.name)}/scheduler_config.json", ""
+    for name in folders.classes(folder, "scheduler", config):
+        if not isinstance(name, str) or name not in KINDS:
+            rule = f"antinb's own loop runs models of {', '.join(KINDS)}"
+            raise ValueError(f"{where}: {rule}; got {quoted(name)}. Load the whole pipeline if it is one")
+    config["_class_name"], own = name, getattr(diffusers, name)
     check(config, [own, *((diffusers.DDIMScheduler,) if KINDS[name] is diffusion else ())], where)
     if KINDS[name] is rectified:
         return config
@@ -93,6 +97,9 @@ def scheduler(folder: Path) -> dict[str, Any]:
         if config.get(key) not in values:
             raise ValueError(f"{where}: antinb's own loop runs no model with {key}; got {quoted(config[key])}")
     checks.choice(f"{where}: prediction_type", config.get("prediction_type", "epsilon"), diffusion.PREDICTIONS)
+    original, count = config.get("original_inference_steps", 50), config["num_train_timesteps"]
+    if KINDS[name] is consistency and original > count:
+        raise ValueError(f"{where}: original_inference_steps must be at most the {count} levels; got {original}")
     _check_levels(config, diffusers.LCMScheduler if name == "LCMScheduler" else diffusers.DDIMScheduler, where)
     return config
 
@@ -161,15 +168,16 @@ def check_images(network: nn.Module, where: str) -> None:
         ValueError: with the reason, or if it has no size.
     """
     config: Mapping[str, Any] = getattr(network, "config")  # noqa: B009
-    if config.get("sample_size") is None:
-        raise ValueError(f"{where}: sample_size must say how large the images are; got null")
-    shape = (1, *networks.noise_shape(network))  # pyright: ignore[reportArgumentType]
+    try:
+        shape = (1, *networks.noise_shape(network))  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
     labels = torch.zeros(1, dtype=torch.long, device="meta") if classes else None
     try:
         with torch.no_grad(), torch.device("meta"):
             found = tuple(network(torch.empty(shape), torch.empty(1), class_labels=labels).sample.shape)
     except Exception as error:
-        raise ValueError(f"{where}: its network takes no images {shape[1:]}: {reason(error)}") from None
+        raise ValueError(f"{where}: its network takes no images {quoted(shape[1:])}: {reason(error)}") from None
     if found[2:] != shape[2:]:
-        raise ValueError(f"{where}: its network must return images {shape[2:]}; got {found[2:]}")
+        raise ValueError(f"{where}: its network must return images {quoted(shape[2:])}; got {found[2:]}")

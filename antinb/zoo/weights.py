@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")  # that networks run in
 FLOATS = {"F64", "F32", "F16", "BF16"}
 COUNTERS = {"position_ids", "num_batches_tracked"}  # tensors of integers that are no weights
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of attention, before 2023
-VARIANT = r"(?:\.([a-z]\w*)\.safetensors|\.([a-z]\w*)-\d+-of-\d+\.safetensors|\.safetensors\.index\.([a-z]\w*)\.json)"
+VARIANT = r"\.([\w-]+)-\d+-of-\d+\.safetensors|\.([\w-]+)\.safetensors|\.safetensors\.index\.([\w-]+)\.json"
 
 Built = TypeVar("Built", bound=nn.Module)
 Look = Callable[[nn.Module, str], None]
@@ -65,7 +65,7 @@ def variant(folder: Path, stem: str) -> str | None:
     """
     if any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json")):
         return None
-    matches = [re.fullmatch(re.escape(stem) + VARIANT, path.name) for path in folder.glob(f"{stem}.*")]
+    matches = [re.fullmatch(f"{re.escape(stem)}(?:{VARIANT})", path.name) for path in folder.glob(f"{stem}.*")]
     names = sorted({next(filter(None, match.groups())) for match in matches if match})
     if len(names) > 1:
         raise ValueError(f"{shown(folder)} must hold one variant of its weights; got {quoted(names)}")

@@ -260,11 +260,19 @@ def test_an_image_of_as_many_channels_as_rows_is_not_taken_for_a_batch():
     def stacked():
         return network(torch.stack([torch.randn(4, 8, 8) for _ in range(4)]))
 
-    def joined():
-        return torch.cat([torch.randn(4, 8, 8)[None] for _ in range(4)])
+    def filled():
+        x = torch.empty(4, 4, 8, 8)
+        for row in x:
+            row.normal_()
 
-    for program in (stacked, joined):
-        with pytest.raises(ValueError, match="joins 4 draws .* network="), draws.using(design, seed=0):
+    for program in (
+        stacked,
+        filled,
+        lambda: torch.stack([14.6 * torch.randn(4, 8, 8) for _ in range(4)]),
+        lambda: torch.cat([torch.rand(4, 8, 8)[None].half() for _ in range(4)]),
+        lambda: np.stack([torch.randn(4, 8, 8).numpy() for _ in range(8)]),
+    ):
+        with pytest.raises(ValueError, match="4 draws .* pass network="), draws.using(design, seed=0):
             program()
     with (
         pytest.raises(ValueError, match="no draw of 4 rows went into"),

@@ -12,7 +12,7 @@ from torch import nn
 
 import antinb
 from antinb import dataset, draws, noise
-from antinb.models import diffusion
+from antinb.models import consistency, diffusion, rectified
 
 DESIGN = noise.antithetic(6)
 SIGMAS = [14.6, 5.0, 2.0, 0.7, 0.2, 0.0]
@@ -119,6 +119,37 @@ def test_what_is_no_image_is_refused(function, rule):
         antinb.load(function, shape=(1, 8, 8)).generate(torch.randn(4, 1, 8, 8))
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 7), (2, 8, 9), (5, 4, 4)])
+def test_channels_last_of_any_size_are_refused_and_channels_first_are_not(shape):
+    z = torch.randn(4, *shape)
+    with pytest.raises(ValueError, match="channels first"):
+        antinb.load(lambda z: z.movedim(1, -1), shape=shape).generate(z)
+    for square in ((8, 8, 3), (9, 8, 1), (3, 3, 3), shape):
+        z = torch.randn(4, *square)
+        assert torch.equal(antinb.load(torch.clone, shape=np.array(square), range=np.array([-1, 1])).generate(z), z)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int64, torch.uint8])
+def test_numbers_of_networks_and_of_own_generators_are_real(dtype):
+    """An integer network would be rounded, and of complex numbers half would be dropped."""
+
+    def network(x, t, condition):
+        return (x * 3).to(dtype)
+
+    like = torch.zeros(())
+    for model in (
+        diffusion.Diffusion(network, LINEAR, SHAPE, like, steps=2),
+        rectified.RectifiedFlow(network, SHAPE, like, steps=2),
+        consistency.Consistency(network, {}, SHAPE, like),
+    ):
+        with pytest.raises(ValueError, match=f"the network must return floating-point numbers; got {dtype}"):
+            model.generate(torch.randn(2, *SHAPE))
+    own = types.SimpleNamespace(shape=SHAPE, evaluations=1, describe=lambda: {"model": "own"})
+    own.generate = lambda z, draw, condition: network(z, 0, condition)
+    with pytest.raises(ValueError, match=f"images must be floating-point numbers; got {dtype}"):
+        antinb.sample(own, noise.antithetic(2), seed=0, progress=False)
+
+
 @pytest.mark.parametrize("ends", [(0, 1), (0, 255), (-3.0, 5.0)])
 def test_a_range_is_mapped_to_the_one_of_runs(ends):
     low, high = ends
@@ -151,6 +182,8 @@ def test_a_range_is_two_increasing_numbers(ends):
     [
         (torch.sigmoid, r"all values lie from 0\.\d+ to 0\.9\d*.*range=\(0, 1\)"),
         (lambda z: 127 + 127 * torch.tanh(z), r"\d\d% of the values lie beyond, from .* to 25\d.*range=\(0, 255\)"),
+        (lambda z: 255 * (z > 1).float(), r"all values lie from 0 to 255.*range=\(0, 255\)"),
+        (lambda z: 1.02 * torch.sigmoid(9 * z), r"all values lie from .* to 1\.02.*range=\(0, 1\)"),
     ],
 )
 def test_images_in_another_range_are_told_once(function, told):

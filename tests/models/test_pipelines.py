@@ -1,5 +1,6 @@
 """Programs of others, unchanged: whole pipelines of diffusers and plain functions that draw."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,9 @@ from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     IPNDMScheduler,
-    StableAudioPipeline,
     UNet1DModel,
 )
-from families import FAMILIES, PROMPTS
+from families import CONSISTENCY, FAMILIES, PROMPTS
 from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
 
 import antinb
@@ -194,9 +194,15 @@ def test_calls_are_counted_and_must_not_depend_on_the_batch():
 
 
 def test_a_pipeline_without_classes_does_not_take_a_network_with_classes():
-    pipeline = DDPMPipeline(tiny_unet(num_class_embeds=10), DDPMScheduler(1000))
-    with pytest.raises(ValueError, match="calls its network without classes, of which it has 10: save it and load"):
-        antinb.load(pipeline)
+    for kind, options in (
+        (DDPMPipeline, {"num_class_embeds": 10}),
+        (DDPMPipeline, {"class_embed_type": "timestep"}),
+        (DDIMPipeline, {"class_embed_type": "identity"}),
+    ):
+        pipeline = kind(tiny_unet(**options), DDPMScheduler(1000))
+        with pytest.raises(ValueError, match="calls its network without the classes that it needs: save it and load"):
+            antinb.load(pipeline)
+    assert antinb.load(ConsistencyModelPipeline(tiny_unet(num_class_embeds=10), CONSISTENCY)).conditions == 10
 
 
 def test_sound_is_refused():
@@ -205,11 +211,18 @@ def test_sound_is_refused():
     network = UNet1DModel(sample_size=64, extra_in_channels=16, in_channels=2, out_channels=2, **blocks)
     with pytest.raises(ValueError, match="DanceDiffusionPipeline makes sound, which is no image"):
         antinb.load(DanceDiffusionPipeline(network, IPNDMScheduler()))
-    audio = object.__new__(StableAudioPipeline)
-    audio._internal_dict = {}
-    audio.transformer = network
-    with pytest.raises(ValueError, match="StableAudioPipeline makes sound"):
-        antinb.load(audio)
+    for name in (
+        *("StableAudioPipeline", "StableAudio3Pipeline", "StableAudio3InpaintPipeline", "AceStepPipeline"),
+        *("LongCatAudioDiTPipeline", "AudioLDMPipeline", "AudioLDM2Pipeline", "MusicLDMPipeline"),
+    ):
+        if cls := getattr(diffusers, name, None):  # some are newer than the oldest version that is supported
+            own = type("Own", (cls,), {"__call__": lambda self, prompt, num_inference_steps=1: None})
+            for kind in (cls, own):
+                audio = object.__new__(kind)
+                audio._internal_dict = {}
+                audio.transformer = network
+                with pytest.raises(ValueError, match=f"{kind.__name__} makes sound"):
+                    antinb.load(audio)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, WanPipeline
 from families import FAMILIES, PROMPTS, picture
+from PIL import Image
 from torch import nn
 
 import antinb
@@ -107,18 +108,41 @@ def test_options_are_recorded_by_what_they_hold():
     assert found["image"][0] == found["image"][1] == found["image"][2]
     assert records.option(other) != records.option(image)
     assert records.option(array[::2]) == records.option(array[::2].copy())
+    few = image.convert("P")
+    same, turned = few.copy(), few.copy()
+    turned.putpalette(few.getpalette()[::-1])
+    assert np.array_equal(few, turned)
+    assert records.option(few) == records.option(same) != records.option(turned)
+    assert records.option(few) != records.option(np.asarray(few))
+    four = Image.frombytes("CMYK", (4, 4), bytes(range(64)))
+    assert records.option(four) != records.option(Image.frombytes("RGBA", (4, 4), four.tobytes()))
+
+
+ITSELF = []
+ITSELF.append(ITSELF)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("value", [ITSELF, torch.eye(2).to_sparse(), torch.empty(2, device="meta"), object(), {1j}])
+def test_what_no_record_can_hold_is_refused(value, pipeline):
+    with pytest.raises(ValueError, match="options must be JSON, tensors or images; got cross_attention_kwargs="):
+        model(pipeline, options={"cross_attention_kwargs": value})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch moves its quantisation
 def test_weights_that_are_elsewhere_or_packed_are_refused(pipeline):
-    pytest.importorskip("accelerate")
+    accelerate = pytest.importorskip("accelerate")
     pipeline.enable_sequential_cpu_offload(device="cpu")
     rule = "the weights of UNet2DConditionModel are offloaded layer by layer or packed.*enable_model_cpu_offload"
     with pytest.raises(ValueError, match=rule):
         model(pipeline)
     packed = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)).eval())
-    with pytest.raises(ValueError, match="Sequential are offloaded layer by layer or packed"):
-        module_hash(packed)
+    offloaded = nn.Sequential(nn.Conv2d(1, 1, 1)).eval()
+    accelerate.cpu_offload(offloaded, execution_device="cpu")
+    for module in (packed, offloaded, nn.Sequential(nn.Conv2d(1, 1, 1, device="meta")).eval()):
+        for door in (module_hash, lambda module: antinb.load(module, shape=(1, 8, 8))):
+            with pytest.raises(ValueError, match="Sequential are offloaded layer by layer or packed"):
+                door(module)
 
 
 def test_offload_of_whole_networks_works(folder, pipeline):

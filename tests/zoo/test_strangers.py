@@ -11,11 +11,12 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from families import FAMILIES, PROMPTS
-from helpers import SHAPE, tiny_unet
+from helpers import SHAPE, tiny_autoencoder, tiny_unet
 from safetensors.torch import load_file, save_file
 
 import antinb
 from antinb import classifier, noise, zoo
+from antinb.models import decoders, diffusion
 
 FILE = "diffusion_pytorch_model.safetensors"
 SCHEDULER, NETWORK, INDEX = "scheduler/scheduler_config.json", "unet/config.json", "model_index.json"
@@ -61,6 +62,7 @@ SETTINGS = [
     (NETWORK, "sample_size", True, "sample_size must be of type"),
     (NETWORK, "sample_size", None, "sample_size must say how large"),
     (NETWORK, "sample_size", [8], "describes no network|takes no images"),
+    (NETWORK, "sample_size", [8] * 10**5, "takes no images|describes no network"),
     (NETWORK, "in_channels", "1", "in_channels must be of type int"),
     (NETWORK, "in_channels", 0, "in_channels must be from 1"),
     (NETWORK, "down_block_types", "DownBlock2D", "down_block_types must be of type"),
@@ -105,18 +107,35 @@ FOREIGN += ["CMStochasticIterativeScheduler", "RePaintScheduler", "VQDiffusionSc
 
 @pytest.mark.parametrize("name", [*FOREIGN, None, ["DDIMScheduler"], "DDIM\x1b[1m"])
 def test_a_model_of_another_scheduler_is_refused_by_name(name, folder):
-    shutil.move(folder / INDEX, folder.parent / INDEX)
+    """In its configuration, beside an index of DDIM or alone, or in the index, which diffusers follows."""
     edit(folder / SCHEDULER, _class_name=name)
-    for load in (antinb.load, untrained):
-        found = refusal(folder, load)
-        assert "antinb's own loop runs models of" in found
-        assert repr(name) in found
+    found = [refusal(folder, load) for load in (antinb.load, untrained)]
+    edit(folder / SCHEDULER, _class_name="DDIMScheduler")
+    edit(folder / INDEX, scheduler=["diffusers", name] if name else [name, name])
+    found += [refusal(folder, load) for load in (antinb.load, untrained)]
+    edit(folder / SCHEDULER, _class_name=name)
+    (folder / INDEX).unlink()
+    found += [refusal(folder, load) for load in (antinb.load, untrained)]
+    assert all("antinb's own loop runs models of" in each and repr(name) in each for each in found)
+
+
+def test_the_index_says_which_parts_there_are(folder):
+    for entry in (["os", "system"], ["diffusers", "UNet1DModel"], "xy"):
+        edit(folder / INDEX, unet=entry)
+        assert "unet must be UNet2DModel or DiTTransformer2DModel" in refusal(folder)
+    edit(folder / INDEX, unet=["diffusers", "UNet2DModel"])
+    tiny_autoencoder().save_pretrained(folder / "vae")
+    assert isinstance(antinb.load(folder, steps=1), diffusion.Diffusion)
+    (folder / INDEX).unlink()
+    assert isinstance(antinb.load(folder, steps=1), decoders.Latent)
 
 
 def test_levels_left_out_are_those_of_the_own_class(folder):
+    """Without an index; with one of DDIM they are DDIM's, as in diffusers."""
     (folder / SCHEDULER).write_text(json.dumps({"_class_name": "HeunDiscreteScheduler"}))
-    model = antinb.load(folder, steps=2)
-    assert model.describe()["scheduler_config"]["beta_end"] == 0.012
+    assert antinb.load(folder, steps=2).describe()["scheduler_config"]["beta_end"] == 0.02
+    (folder / INDEX).unlink()
+    assert antinb.load(folder, steps=2).describe()["scheduler_config"]["beta_end"] == 0.012
 
 
 @pytest.mark.parametrize(
@@ -124,6 +143,8 @@ def test_levels_left_out_are_those_of_the_own_class(folder):
     [
         (LCMScheduler(1000), {"timestep_scaling": 0}, "timestep_scaling must be from"),
         (LCMScheduler(1000), {"original_inference_steps": 0}, "original_inference_steps must be from 1"),
+        (LCMScheduler(1000), {"original_inference_steps": 2000}, "must be at most the 1000 levels; got 2000"),
+        (LCMScheduler(1000), {"num_train_timesteps": 1}, "must be at most the 1 levels; got 50"),
         (FlowMatchEulerDiscreteScheduler(1000), {"shift": -1}, "shift must be from 0.01"),
         (FlowMatchEulerDiscreteScheduler(1000), {"shift": "3"}, "shift must be of type float"),
     ],
@@ -152,6 +173,28 @@ FOREIGN_KEYS = {
 }
 
 
+TEXT_SETTINGS = [
+    ("vae/config.json", "scaling_factor", -1, "scaling_factor must be from"),
+    ("vae/config.json", "scaling_factor", 0, "scaling_factor must be from"),
+    ("vae/config.json", "scaling_factor", 1e9, "scaling_factor must be from"),
+    ("vae/config.json", "scaling_factor", "1", "scaling_factor must be of type float"),
+    ("vae/config.json", "shift_factor", 1e9, "shift_factor must be from"),
+    (NETWORK, "sample_size", True, "sample_size must be of type"),
+    (NETWORK, "sample_size", -3, "sample_size must be from"),
+    (NETWORK, "sample_size", "8", "sample_size must be of type"),
+    (SCHEDULER, "prediction_type", "bogus", "prediction_type must be one of"),
+    (SCHEDULER, "prediction_type", "a\x1b[31m\n" * 10**5, r"got 'a\\x1b\[31m\\n"),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "rule"), TEXT_SETTINGS, ids=[f"{row[1]}={row[2]!r:.20}" for row in TEXT_SETTINGS]
+)
+def test_networks_of_pipelines_are_compared_too(file, key, value, rule, text):
+    edit(text / file, **{key: value})
+    assert re.search(rule, refusal(text))
+
+
 @pytest.mark.parametrize("file", FOREIGN_KEYS)
 def test_keys_that_ask_for_code_kernels_or_weights_of_a_hub(file, text):
     edit(text / file, **FOREIGN_KEYS[file])
@@ -165,8 +208,12 @@ def test_an_adapter_beside_a_text_encoder_is_refused(text):
 
 def test_a_tokenizer_has_its_words_and_a_limit(text):
     tokenizer = text / "tokenizer"
-    edit(tokenizer / "tokenizer_config.json", model_max_length=None)
-    assert antinb.load(text, prompts=PROMPTS).pipeline.tokenizer.model_max_length == 6
+    for most in (None, 10**30, 77):
+        edit(tokenizer / "tokenizer_config.json", model_max_length=most)
+        assert antinb.load(text, prompts=PROMPTS).pipeline.tokenizer.model_max_length == 6
+    for most in (2, 0, -1, True, "77", [6]):
+        edit(tokenizer / "tokenizer_config.json", model_max_length=most)
+        assert "model_max_length must be a number of at least 3" in refusal(text)
     for path in tokenizer.glob("*"):
         if path.name != "tokenizer_config.json":
             path.unlink()
@@ -294,6 +341,16 @@ def test_a_mixture_of_strangers(tmp_path):
     for tensors, about, rule in wrong:
         save_file({key: value.contiguous() for key, value in tensors.items()}, path, about)
         assert rule in refusal(folder)
+    save_file(parts, path, shape)
+    known = json.loads((folder / SCHEDULER).read_text())
+    for changes, rule in (
+        ({"prediction_type": "v_prediction"}, "a mixture predicts the noise, 'epsilon'; got 'v_prediction'"),
+        ({"prediction_type": "sample"}, "a mixture predicts the noise"),
+        ({"_class_name": "LCMScheduler"}, "a mixture is a diffusion model; got LCMScheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "a mixture is a diffusion model"),
+    ):
+        (folder / SCHEDULER).write_text(json.dumps(known | changes))
+        assert rule in refusal(folder)
     for name in ("fashion-ddpm", 7, None, [], "\x1b[1m"):
         assert "is no shipped mixture" in refusal(name, zoo.mixture)
 
@@ -339,10 +396,14 @@ def test_a_class_may_be_real_and_is_then_no_null_class(tmp_path):
     assert "guidance needs a conditional model with a null class" in refusal(tmp_path, guidance=3.0)
     model, z, condition = antinb.load(tmp_path, steps=2), torch.zeros(1, *SHAPE), torch.tensor([2])
     assert model.null is None
-    told = model.with_(null=9, guidance=3.0)
-    edit(tmp_path / NETWORK, null_class=9)
-    named = antinb.load(tmp_path, steps=2, guidance=3.0)
-    assert named.null == told.null == named.describe()["null"] == 9
+    for null in (0, 4, 9):
+        edit(tmp_path / NETWORK, null_class=null)
+        named, told = antinb.load(tmp_path, steps=2, guidance=3.0), model.with_(null=null, guidance=3.0)
+        assert named.null == told.null == named.describe()["null"] == null
+        assert (model.conditions, named.conditions, told.conditions, told.with_(null=1).conditions) == (10, 9, 9, 9)
+        for each, classes in ((model, range(10)), (named, {*range(10)} - {null}), (told, {*range(10)} - {null})):
+            run = antinb.sample(each.with_(steps=1), noise.iid(11), seed=0, condition="in turn", progress=False)
+            assert run["condition"].values.tolist() == [*classes, *classes][:11]
     assert torch.equal(named.generate(z, condition=condition), told.generate(z, condition=condition))
     assert not torch.equal(named.generate(z, condition=condition), model.generate(z, condition=condition))
     assert named.describe()["network_sha256"] == model.describe()["network_sha256"]
