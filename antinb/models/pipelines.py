@@ -164,7 +164,7 @@ class Pipeline:
             raise
         except Exception as error:
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("antinb."):
+            if isinstance(error, ValueError) and frame.f_globals.get("__name__", "").startswith("antinb."):
                 raise
             raise ValueError(f"{self._name} with {self._scheduler} does not run: {reason(error)}") from error
 

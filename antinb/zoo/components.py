@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -29,6 +31,26 @@ SAFETY = (
 )  # left out, since an image that a checker blackens says nothing about its noise
 
 
+@contextmanager
+def _printable() -> Iterator[None]:
+    """Let the libraries log what others wrote, such as the names of tensors, in printable characters only."""
+
+    def clean(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        record.msg, record.args = text if text.isprintable() else quoted(text)[1:-1], ()
+        return True
+
+    handlers = [handler for library in LIBRARIES for handler in logging.getLogger(library).handlers]
+    for handler in handlers:
+        handler.addFilter(clean)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(clean)
+
+
+@_printable()
 def load(folder: Path, place: Place) -> DiffusionPipeline:
     """Return the pipeline in a folder, in evaluation mode, without its safety checker and without a watermark.
 
@@ -127,7 +149,8 @@ def _check(folder: Path, name: str, part: type) -> None:
         raise ValueError(f"{where} holds an adapter, adapter_config.json, whose network is elsewhere; merge it first")
     config = folders.config(own, "config.json")
     if issubclass(part, ModelMixin):
-        settings.check(config, [part], f"{where}/config.json")
+        ranged = {key: config[key] for key in settings.RANGES.keys() & config.keys()}
+        settings.check(ranged, [part], f"{where}/config.json")
         stem, build = weights.WEIGHTS, lambda: known.from_config(config)
     else:
         stem, build = "model", lambda: known(known.config_class.from_dict(config))

@@ -21,6 +21,7 @@ JSON_BYTES = 10**7
 INDEX = "model_index.json"
 PARTS = ("unet", "transformer", "scheduler", "vae")
 READ = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # files of a model; others beside them are not read
+FIRST = ("config", "diffusion_pytorch_model", "mixture", "model", "quality", "scheduler_config")  # of the folder itself
 FOREIGN = {  # keys that make a library fetch or run what is not in the folder, unless they have these values
     "auto_map": (None,),
     "custom_pipeline": (None,),
@@ -50,25 +51,34 @@ def enter(folder: Path) -> Path:
     """
     root = Path(os.path.realpath(folder))
     places = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
-    _look(folder, folder, places)
+    _look(folder, folder, places, FIRST)
     names = set(PARTS)
     if (folder / INDEX).is_file():
-        names |= {name for name in config(folder, INDEX) if name.isidentifier()}
+        index = config(folder, INDEX)
+        names |= {name for name in index if name.isidentifier()}
+        parts = [name for name, entry in index.items() if isinstance(entry, list) and any(entry)]
+        if not all((folder / name).is_dir() for name in parts):  # the files of a part lie in the folder itself
+            _look(folder, folder, places)
     for name in sorted(names):
         if os.path.lexists(folder / name):
             _look(folder / name, folder, places)
     return folder
 
 
-def _look(place: Path, folder: Path, places: list[Path]) -> None:
-    """Refuse links out of the folder and special files in one of its places; of the folder itself only what is read."""
+def _look(place: Path, folder: Path, places: list[Path], begin: tuple[str, ...] = ("",)) -> None:
+    """Refuse links out of the folder and special files in one of its places; of the folder itself only what is read.
+
+    In it the names of files begin as `begin` says. Linked folders in a place are never read.
+    """
     found = Path(os.path.realpath(place))
     if place != folder and not any(found.is_relative_to(allowed) for allowed in places):
         raise ValueError(f"{shown(folder)} must hold its own files; {plain(place.name)} leads out of it")
     if not found.is_dir():
         return
     with os.scandir(place) as entries:
-        listed = [entry for entry in entries if place != folder or Path(entry.name).suffix in READ]
+        listed = [entry for entry in entries if not (entry.is_symlink() and entry.is_dir())]
+    if place == folder:
+        listed = [entry for entry in listed if Path(entry.name).suffix in READ and entry.name.startswith(begin)]
     for entry in listed:
         name = plain(Path(entry.path).relative_to(folder))
         target = Path(os.path.realpath(entry.path))

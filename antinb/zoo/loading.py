@@ -166,7 +166,12 @@ def _prompts(given: Sequence[str] | str | Path) -> Sequence[str]:
 
 
 def _place(source: str | Path) -> Path:
-    """Return the folder of a model, whose files are ordinary ones inside it.
+    """Return the folder of a model, downloaded if it is one of the hub."""
+    return local(source) or folders.enter(_download(os.fspath(source)))
+
+
+def local(source: str | Path) -> Path | None:
+    """Return the folder of a model, whose files are ordinary ones inside it, or None for an id of the hub.
 
     Raises:
         ValueError: if there is no such model, or a file of it leads out of the folder.
@@ -182,7 +187,7 @@ def _place(source: str | Path) -> Path:
     if os.path.isdir(path) or not name.strip():
         raise ValueError(f"{A_MODEL}; got {quoted(name)}")
     if HUB_ID.fullmatch(name):
-        return folders.enter(_download(name))
+        return None
     raise ValueError(checks.unknown("no model or folder", name, known, "shipped are"))
 
 

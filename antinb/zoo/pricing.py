@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -20,12 +20,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from antinb import checks
-from antinb.zoo import folders, kinds, shipped, weights
+from antinb.checks import plain
+from antinb.zoo import folders, kinds, loading, settings, shipped, weights
 
 __all__ = ["prices", "public", "rate"]
 
 WORDS, TOKENS = 77, (512, 64 * 64)  # of a prompt; of a long prompt and of an image of 1,024 x 1,024 pixels
 LEAST = 8  # pairs that are worth a row
+LARGEST = {str(k): (10**9,) for k in range(300)}  # shapes of weights beyond those of all models
 UNPRICED = {"parameters": math.nan, "tera_flop": math.nan, "activations_gb": math.nan}
 
 
@@ -72,7 +74,8 @@ def prices(
         evaluation), `evaluations` of an image, `pairs, run_evaluations, hours, source`. 0 pairs do not fit.
 
     Raises:
-        ValueError: if hours are given without `tera`, or a number is out of its range.
+        ValueError: if hours are given without `tera`, a number is out of its range, there is no such model, or a folder
+            is not one that `load` takes.
 
     Examples:
         >>> table = prices(["google/ddpm-cifar10-32", "fashion-ddpm"], pairs=100, steps=20)
@@ -87,8 +90,8 @@ def prices(
     size = torch.finfo(getattr(torch, checks.choice("dtype", dtype, weights.DTYPES))).bits / 8
     rows = []
     for name in models:
-        config, about = _network(str(name))
-        row = _sketched(json.dumps(config)) if config.get("_class_name") in EXAMPLES else UNPRICED
+        config, about = _network(name)
+        row = _sketched(json.dumps(config), plain(name)) if config.get("_class_name") in [*EXAMPLES] else UNPRICED
         count = about["steps"] if steps is None or about["steps"] == 1 else checks.integer("steps", steps, 1)
         calls = count * (2 if about["guided"] and guidance != 1 else 1)
         image_seconds = calls * row["tera_flop"] / per_second
@@ -131,15 +134,14 @@ def rate(device: str = "cpu", dtype: str = "float32", *, size: int = 1024) -> fl
 
 def _network(name: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Return the configuration of a model's network, empty if it has none, and what else is known of its cost."""
-    if name in public() and not Path(name).is_dir():
+    if isinstance(name, str) and name in public() and not os.path.isdir(name):
         entry = public()[name]
         return entry["network"], {**entry, "source": "configuration typed in by hand"}
     about = {"steps": 1, "guided": False, "others": 0, "source": "unknown before it is downloaded"}
-    known = name in shipped.registry()
-    folder = shipped.DATA / "models" / name if known else Path(name).expanduser()
-    if not folder.is_dir():
+    folder = loading.local(name)
+    if folder is None:
         return {}, about | {"steps": 50}
-    about["source"] = "shipped" if known else "folder"
+    about["source"] = "shipped" if name in shipped.registry() else "folder"
     part = next((name for name in kinds.DENOISERS if (folder / name / "config.json").is_file()), None)
     if part is None and not (folder / folders.INDEX).is_file():
         return {}, about | {"steps": 50 if (folder / "scheduler").is_dir() else 1}
@@ -152,14 +154,19 @@ def _network(name: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
 
 
 @functools.cache
-def _sketched(config: str) -> Mapping[str, float]:
+def _sketched(config: str, name: str) -> Mapping[str, float]:
     """Return parameters, operations and live bytes of one call for one image, in single precision."""
-    settings = json.loads(config)
-    with torch.no_grad(), torch.device("meta"):
-        network: Any = getattr(diffusers, settings["_class_name"]).from_config(settings).eval()
-        given = EXAMPLES[settings["_class_name"]](network.config)
-        with FlopCounterMode(display=False) as counted, _Live(network) as live:
-            network(**given)
+    given = json.loads(config)
+    kind: Any = getattr(diffusers, given["_class_name"])
+    settings.check({key: given[key] for key in settings.RANGES.keys() & given.keys()}, [kind], name)
+    network = weights.sketch(lambda: kind.from_config(given), LARGEST, name).eval()
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            example = EXAMPLES[given["_class_name"]](network.config)
+            with FlopCounterMode(display=False) as counted, _Live(network) as live:
+                network(**example)
+    except Exception as error:
+        raise ValueError(f"{name}: its network takes no images of its size: {checks.reason(error)}") from None
     return {
         "parameters": sum(part.numel() for part in network.parameters()),
         "tera_flop": counted.get_total_flops() / 1e12,

@@ -1,5 +1,6 @@
 """A design in place of a program's own draws: every way to draw, and what cannot follow a design."""
 
+import math
 import threading
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from scipy import stats
 
+import antinb
 from antinb import draws, noise
 
 DESIGN, ROWS = noise.antithetic(4), 8
@@ -74,6 +76,25 @@ def test_means_are_kept_and_only_the_deviation_is_mirrored():
     values = drawn(lambda: torch.normal(mean, 0.1))
     deviation = (values - mean).view(4, 2, 3, 5)
     torch.testing.assert_close(deviation[:, 0], -deviation[:, 1], rtol=0, atol=2e-6)
+
+
+def test_the_random_numbers_of_the_caller_stay_where_they_are():
+    """Also after an error, a seed set inside, and a run of a sampler with step noise."""
+
+    def broken():
+        torch.randn(SIZE)
+        raise KeyError
+
+    before = torch.get_rng_state()
+    drawn(lambda: [torch.randn(SIZE), torch.rand(SIZE)])
+    drawn(lambda: [torch.manual_seed(1), torch.randn(SIZE)])
+    with pytest.raises(KeyError):
+        drawn(broken)
+    model = antinb.load(lambda z: z + torch.randn_like(z), shape=(1, 8, 8))
+    antinb.sample(model, DESIGN, seed=0, progress=False)
+    antinb.sample(antinb.load("fashion-mixture", steps=2, eta=1.0), DESIGN, seed=0, progress=False)
+    assert math.isfinite(antinb.zoo.rate(size=8))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_programs_own_generator_is_ignored():

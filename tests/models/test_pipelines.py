@@ -259,6 +259,35 @@ def test_one_negative_prompt_is_for_all(words):
         images(negative_prompt=["a", "b", "c"])
 
 
+@pytest.mark.slow
+def test_further_texts_and_embeddings_are_one_or_one_a_prompt(words, tmp_path):
+    """Each of two prompts has its own row of what is given beside it, in whatever batch."""
+    z, both = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    pipeline, shared = antinb.load(words, prompts=PROMPTS).pipeline, {"steps": 1, "guidance": 3.0}
+
+    def images(condition=both, noises=z, source=pipeline, prompts=PROMPTS, **options):
+        return antinb.load(source, options=options, prompts=prompts, **shared).generate(noises, condition=condition)
+
+    known = images(negative_prompt=["b", "c a"])
+    with torch.no_grad():
+        rows, negative = pipeline.encode_prompt(list(PROMPTS), "cpu", 1, True, ["b", "c a"])
+    embedded = {"prompts": (), "prompt_embeds": rows}
+    near = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(images(negative_prompt_embeds=negative), known, **near)
+    torch.testing.assert_close(images(both[1:], z[1:], negative_prompt_embeds=negative), known[1:], **near)
+    torch.testing.assert_close(images(**embedded, negative_prompt=["b", "c a"]), known, **near)
+    torch.testing.assert_close(images(**embedded, negative_prompt="b"), images(negative_prompt="b"), **near)
+    with pytest.raises(ValueError, match="negative_prompt_embeds is one row, or one for each of 2 prompts"):
+        images(negative_prompt_embeds=negative.repeat(2, 1, 1)[:3])
+    large = antinb.load(FAMILIES["sdxl"].save(tmp_path / "large"), prompts=PROMPTS).pipeline
+    one, two = (images(source=large, prompt_2=text) for text in ("c", "b a"))
+    assert (one - two).abs().max() > 1e-5
+    torch.testing.assert_close(images(source=large, prompt_2=["c", "b a"]), torch.stack([one[0], two[1]]), **near)
+    torch.testing.assert_close(
+        images(both[1:], z[1:], source=large, prompt_2=["c", "b a"], negative_prompt_2=None), two[1:], **near
+    )
+
+
 def test_after_an_adapter_was_added_it_says_what_to_call(ddpm):
     ddpm.unet.conv_in.train()
     with pytest.raises(

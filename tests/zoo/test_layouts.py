@@ -93,6 +93,9 @@ LAYOUTS = {
     "attention of the first releases": lambda folder: renamed(save(folder)),
     "all in one folder, old names": lambda folder: renamed(save(folder), "unet") and flat(folder),
     "variant fp16": lambda folder: save(folder, variant="fp16", network=tiny_unet().half()),
+    "variant FP16": lambda folder: save(folder, variant="FP16"),
+    "variant fp16-v2": lambda folder: save(folder, variant="fp16-v2"),
+    "shards of the variant 8bit": lambda folder: save(folder, max_shard_size="20KB", variant="8bit"),
     "shards": lambda folder: save(folder, max_shard_size="20KB"),
     "shards of a variant": lambda folder: save(folder, max_shard_size="20KB", variant="fp16"),
     "the hub's cache": lambda folder: cached(save(folder)),
@@ -118,8 +121,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_gives_the_images_of_its_own_pipeline(name, tmp_path):
     folder = LAYOUTS[name](tmp_path / "model")
-    variant = {"variant": "fp16"} if any(folder.rglob("*.fp16*")) else {}
-    variant = {"variant": "bf16"} if any(folder.rglob("*.bf16*")) else variant
+    names = ("fp16-v2", "fp16", "bf16", "FP16", "8bit")
+    variant = next(({"variant": each} for each in names if any(folder.rglob(f"*.{each}*"))), {})
     pipeline = DDIMPipeline.from_pretrained(folder, local_files_only=True, **variant).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     model = antinb.load(folder, steps=5)

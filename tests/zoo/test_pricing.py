@@ -1,5 +1,6 @@
 """Prices from configurations: parameters known from elsewhere, operations counted by hand, plans that fit."""
 
+import json
 import math
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from families import FAMILIES
-from helpers import tiny_unet
+from helpers import LINEAR, tiny_unet
 
 from antinb import zoo
+from antinb.models import diffusion
 from antinb.zoo import pricing
 
 PARAMETERS = {  # of the published weights
@@ -97,6 +99,39 @@ def test_what_cannot_be_priced_is_said():
     assert math.isfinite(zoo.rate(size=32))
     with pytest.raises(ValueError, match="dtype must be one of"):
         zoo.rate(dtype="int8")
+
+
+UNET = "unet/config.json"
+STRANGE = [
+    (UNET, "layers_per_block", 10**9, "asks for far more"),
+    (UNET, "sample_size", None, "takes no images of its size"),
+    (UNET, "sample_size", "8", "sample_size must be of type"),
+    (UNET, "sample_size", 15, "takes no images of its size"),
+    (UNET, "in_channels", -1, "in_channels must be from 1"),
+    ("scheduler/scheduler_config.json", "auto_map", {"A": "b.C"}, "asks for code of its own"),
+]
+
+
+@pytest.mark.parametrize(("file", "key", "value", "rule"), STRANGE)
+def test_folders_of_strangers_are_priced_or_refused_in_a_line(file, key, value, rule, tmp_path):
+    DDIMPipeline(tiny_unet(), DDIMScheduler(1000)).save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=rule):
+        zoo.prices([str(tmp_path / "a")])
+
+
+def test_only_models_are_priced(tmp_path):
+    for name in ("", ".", "/", None, ["a"], "fashion-dpm"):
+        with pytest.raises(ValueError, match="a model is a shipped name|did you mean 'fashion-ddpm'"):
+            zoo.prices([name])
+    tiny_unet().save_pretrained(tmp_path / "b" / "unet")
+    (tmp_path / "b/unet/config.json").rename(tmp_path / "config.json")
+    (tmp_path / "b/unet/config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="leads out of it"):
+        zoo.prices([str(tmp_path / "b")])
+    with pytest.raises(ValueError, match="sample_size must say how large"):
+        diffusion.from_network(UNet2DModel.from_config({**tiny_unet().config, "sample_size": None}), LINEAR)
 
 
 def test_nothing_is_allocated(monkeypatch):

@@ -1,6 +1,8 @@
 """Folders of strangers, row by row: ordinary files inside, settings that the classes take, and one line otherwise."""
 
+import io
 import json
+import logging
 import os
 import random
 import re
@@ -279,8 +281,10 @@ def test_only_files_of_the_model_count(folder, tmp_path):
     """A tracker's links, a pipe of its own and a part linked inside the folder are no harm."""
     (folder / "runs").mkdir()
     os.symlink("/etc", folder / "runs" / "latest")
-    os.symlink(tmp_path, folder / "wandb")
-    os.mkfifo(folder / "log")
+    for name in ("wandb", "unet/runs", "trainer_state.json", "requirements.txt", "optimizer.safetensors"):
+        os.symlink(tmp_path, folder / name)
+    for name in ("log", "log.txt", "logs.json"):
+        os.mkfifo(folder / name)
     shutil.move(folder / "unet", folder / "checkpoint-500")
     os.symlink("checkpoint-500", folder / "unet")
     assert antinb.load(folder, steps=1).shape == SHAPE
@@ -289,6 +293,30 @@ def test_only_files_of_the_model_count(folder, tmp_path):
     os.symlink(tmp_path / "elsewhere", folder / "unet")
     for load in (antinb.load, untrained):
         assert "unet leads out of it" in refusal(folder, load)
+
+
+def test_in_a_folder_of_loose_files_each_may_be_of_a_part(text):
+    os.mkfifo(text / "merges.txt")
+    assert antinb.load(text, prompts=PROMPTS).conditions == 2
+    shutil.rmtree(text / "tokenizer")
+    assert "merges.txt is none" in refusal(text)
+
+
+def test_what_libraries_log_is_printable(text):
+    stream = io.StringIO()
+    logger, handler = logging.getLogger("transformers"), logging.StreamHandler(stream)
+    handler.terminator = ""
+    logger.addHandler(handler)
+    try:
+        edit(text / "text_encoder/config.json", model_type="a\x1b[31m\n")
+        path = text / "text_encoder/model.safetensors"
+        save_file(load_file(path) | {"q\x1b[31m\n": torch.zeros(1)}, path, {"format": "pt"})
+        antinb.load(text, prompts=PROMPTS)
+    finally:
+        logger.removeHandler(handler)
+    assert r"a\x1b[31m" in stream.getvalue()
+    assert stream.getvalue().isprintable()
+    assert not any(each.filters for each in logger.handlers)
 
 
 def test_a_snapshot_uses_the_blobs_of_its_own_cache_only(folder, tmp_path):
