@@ -263,9 +263,7 @@ def _classes(condition: object, generator: Generator, units: int) -> np.ndarray:
             raise ValueError(
                 f"conditions in turn need a model with classes or prompts; got a {type(generator).__name__}"
             )
-        null = getattr(generator, "null", None)
-        classes = [k for k in range(count + (null is not None)) if k != null][:count]
-        return np.resize(classes, units)
+        return np.resize([k for k in range(count + 1) if k != getattr(generator, "null", None)][:count], units)
     try:
         return np.asarray(condition)
     except ValueError:
