@@ -94,14 +94,6 @@ def come_and_go(folder: Path) -> Path:
     return folder / "run.zarr"
 
 
-def killed(client: Any, number: int, folder: Path) -> Path:  # noqa: ANN401
-    """Run with two workers, one of which is killed at another moment each time."""
-    client.wait_for_workers(2)
-    with after(1 + number, partial(kill, client)):
-        run(folder / "run.zarr", client)
-    return folder / "run.zarr"
-
-
 @contextmanager
 def machines(folder: Path, host: str, prefixes: list[list[str]]) -> Iterator[tuple[subprocess.Popen, str]]:
     """Give a scheduler and its address, and start a worker behind each prefix of a command, in a folder of its own."""
@@ -127,6 +119,15 @@ def machines(folder: Path, host: str, prefixes: list[list[str]]) -> Iterator[tup
         for process in started:
             process.kill()
             process.wait()
+
+
+def killed(number: int, folder: Path) -> Path:
+    """Run with two workers, one of which is killed at another moment each time."""
+    with machines(folder, "127.0.0.1", [[], []]) as (_, address), Client(address) as client:
+        client.wait_for_workers(2)
+        with after(1 + number, partial(kill, client)):
+            run(folder / "run.zarr", client)
+    return folder / "run.zarr"
 
 
 def scheduler_killed(folder: Path) -> Path:
@@ -193,9 +194,8 @@ def cases() -> Iterator[tuple[str, Callable[[Path], Path]]]:
     yield "the scheduler killed, the line run again", scheduler_killed
     if os.geteuid() == 0:
         yield f"{HOSTS} hosts, one cut off", host_cut_off
-    with LocalCluster(n_workers=2, **LOCAL) as cluster, Client(cluster) as client:
-        for number in range(KILLS):
-            yield f"a worker killed before shard {number + 1}", partial(killed, client, number)
+    for number in range(KILLS):
+        yield f"a worker killed before shard {number + 1}", partial(killed, number)
 
 
 @click.command()
