@@ -13,7 +13,7 @@ import antinb
 from antinb import noise
 from antinb.models import diffusion
 
-collect_ignore = ["benchmarks"]
+collect_ignore = ["benchmarks", "browser.py"]
 
 
 def pytest_collection_finish():
