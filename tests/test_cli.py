@@ -362,7 +362,7 @@ def test_committed_outputs_are_those_of_the_sources(path):
     assert notebook.metadata["kernelspec"] == notebooks.KERNEL
     assert notebook.metadata["language_info"]["version"] == pinned
     assert len(notebook.metadata["language_info"]) == 7
-    assert path.stat().st_size < 500_000
+    assert path.stat().st_size < 700_000
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
@@ -377,7 +377,7 @@ def test_committed_notebooks_keep_the_anatomy(path):
     assert code[0].metadata["tags"] == ["parameters"]
     declared = [line for line in code[0].source.splitlines() if line and not line.startswith("from typing")]
     assert all(re.fullmatch(r"\w+: [\w\[\]]+ = \S.*  # .+", line) for line in declared)
-    assert all(len(cell.source.splitlines()) <= 15 for cell in code[1:])
+    assert all(len(cell.source.splitlines()) <= 16 for cell in code[2:])  # parameters and imports are before
     assert len(declared) <= 17
     assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in code)
     assert any(cell.source.startswith("## Exercise") or "\n## Exercise" in cell.source for cell in cells)

@@ -76,7 +76,7 @@ def _look(place: Path, folder: Path, places: list[Path], begin: tuple[str, ...] 
     if not found.is_dir():
         return
     with os.scandir(place) as entries:
-        listed = [entry for entry in entries if not (entry.is_symlink() and entry.is_dir())]
+        listed = [entry for entry in entries if not (entry.is_symlink() and os.path.isdir(entry.path))]
     if place == folder:
         listed = [entry for entry in listed if Path(entry.name).suffix in READ and entry.name.startswith(begin)]
     for entry in listed:
