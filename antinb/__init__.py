@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         statistics,
         symmetry,
     )
-    from antinb.analysis.statistics import measure
     from antinb.dataset import open  # noqa: A004
     from antinb.exploring import explore
     from antinb.models import draws, exact, surrogates
@@ -34,7 +33,6 @@ __all__ = [
     "load",
     "sample",
     "open",
-    "measure",
     "explore",
     "noise",
     "draws",
@@ -64,7 +62,6 @@ _FUNCTIONS = {
     "load": "zoo",
     "sample": "sampling",
     "open": "dataset",
-    "measure": "analysis.statistics",
     "explore": "exploring",
 }
 _ROOMS = {

@@ -17,7 +17,7 @@ def main(store):
     if present:
         raise SystemExit(f"this environment must lack torch; it has {present}")
     run = antinb.open(store)
-    values = antinb.measure(run, statistics.brightness, statistics.contrast)
+    values = statistics.measure(run, statistics.brightness, statistics.contrast)
     table = correlation.summary(run)
     intervals = estimation.interval(values)
     gap = comparison.difference(*values.sel(statistic="contrast").values.T)

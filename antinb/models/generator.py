@@ -22,7 +22,7 @@ from antinb import checks
 from antinb.models import SCHEDULERS
 from antinb.models.draws import StepNoise
 
-__all__ = ["Generator", "Integrator", "Network"]
+__all__ = ["Generator", "Network"]
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

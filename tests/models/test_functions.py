@@ -11,7 +11,7 @@ from helpers import LINEAR, SHAPE, random_mixture, tiny_unet
 from torch import nn
 
 import antinb
-from antinb import dataset, draws, noise
+from antinb import dataset, draws, noise, statistics
 from antinb.models import consistency, diffusion, rectified
 
 DESIGN = noise.antithetic(6)
@@ -216,7 +216,7 @@ def test_signals_take_the_axes_of_images():
     def end(x):
         return 80 * x[..., 0, 0, -1] - 40
 
-    values = antinb.measure(run, end)
+    values = statistics.measure(run, end)
     np.testing.assert_allclose(values.mean("member"), 0, atol=1e-5)
     np.testing.assert_allclose(
         values[0, :, 0], noise.antithetic(30).draw((1, 1, 50), seed=0)[:, 0].sum((1, 2, 3)), atol=1e-4

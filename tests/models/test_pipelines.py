@@ -302,7 +302,7 @@ def test_prompts_in_turn_are_strata(words):
     model = antinb.load(words, steps=2, prompts=PROMPTS, guidance=20.0)
     run = antinb.sample(model, noise.antithetic(40), seed=0, condition="in turn", batch=64, progress=False)
     assert run["condition"].values.tolist() == [0, 1] * 20
-    values = antinb.measure(run, statistics.pixel_mean)
+    values = statistics.measure(run, statistics.pixel_mean)
     kept, forgotten = (estimation.interval(part)["se"].item() for part in (values, values.drop_vars("condition")))
     means = values.mean("member")[0].values
     by_hand = (np.var(means[0::2], ddof=1) / 20 + np.var(means[1::2], ddof=1) / 20) ** 0.5 / 2
