@@ -362,7 +362,7 @@ def test_committed_outputs_are_those_of_the_sources(path):
     assert notebook.metadata["kernelspec"] == notebooks.KERNEL
     assert notebook.metadata["language_info"]["version"] == pinned
     assert len(notebook.metadata["language_info"]) == 7
-    assert path.stat().st_size < 700_000
+    assert path.stat().st_size < 500_000
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
