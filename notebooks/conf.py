@@ -1,6 +1,7 @@
 """The site, without network: `python -m sphinx -W notebooks DEST`, after `pip install ".[site]"`."""
 
 import ast
+import inspect
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from docutils.parsers.rst import Directive
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
+import antinb
 from antinb.reporting import texts
 
 NOTEBOOKS = sorted(Path(__file__).parent.glob("[0-9]*.ipynb"))
@@ -17,7 +19,7 @@ NOTEBOOKS = sorted(Path(__file__).parent.glob("[0-9]*.ipynb"))
 project = "antinb"
 author = "The antinb developers"
 release = metadata.version("antinb")
-extensions = ["myst_nb", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["out", "jupyter_execute", "**.ipynb_checkpoints"]
 html_theme = "sphinx_book_theme"
 html_title = f"antinb {release}"
@@ -28,6 +30,13 @@ html_math_renderer = "mathml"
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
+add_module_names = False
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+default_role = "literal"
+python_maximum_signature_line_length = 90
+toc_object_entries_show_parents = "hide"
 
 
 class Gallery(Directive):
@@ -71,7 +80,16 @@ def _block(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+def _reference(_: Sphinx, page: str, source: list[str]) -> None:
+    if page == "reference":
+        for name in antinb.__all__:
+            found = getattr(antinb, name)
+            what = f"automodule:: {found.__name__}" if inspect.ismodule(found) else f"autofunction:: antinb.{name}"
+            source[0] += f"{name}\n{'-' * len(name)}\n\n.. {what}\n\n"
+
+
 def setup(app: Sphinx) -> None:
-    """Register the gallery, and formulas as MathML, which browsers draw without a script."""
+    """Register the gallery and the reference, and formulas as MathML, which browsers draw without a script."""
     app.add_directive("gallery", Gallery)
+    app.connect("source-read", _reference)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
