@@ -42,13 +42,12 @@ def tiny_unet(channels=1, null=True, **options):
     network = UNet2DModel(
         sample_size=8,
         in_channels=channels,
-        out_channels=channels,
         layers_per_block=1,
         block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=4,
-        **options,
+        **{"out_channels": channels} | options,
     )
     if null and options.get("num_class_embeds"):
         network.register_to_config(null_class=options["num_class_embeds"] - 1)

@@ -10,7 +10,7 @@ from helpers import LINEAR, SHAPE, random_mixture, tiny_autoencoder, tiny_unet
 
 import antinb
 from antinb import noise, surrogates
-from antinb.models import diffusion
+from antinb.models import diffusion, fitting
 from antinb.models.decoders import Latent
 from antinb.models.rectified import RectifiedFlow
 
@@ -113,6 +113,24 @@ def test_the_fit_finds_the_gaussian_and_the_clusters_of_images():
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
 
 
+def test_the_fitted_gaussian_has_the_whole_variance_of_the_images():
+    images = BELL.sample(500, torch.Generator().manual_seed(0))
+    found = fitting.fit(images.view(-1, *SHAPE).numpy(), SHAPE, 1, 2)
+    whole = found.factors.square().sum() + images.shape[1] * found.variances.sum()
+    assert float(whole) == pytest.approx(float(images.var(0, correction=0).sum()), rel=1e-4)
+
+
+def test_a_fitted_mixture_is_near_what_one_more_round_of_its_fit_gives():
+    """Of two clusters that overlap: k-means alone leaves a step of 0.03, five rounds one of 0.004."""
+    rng = torch.Generator().manual_seed(0)
+    second = torch.rand(4000, 1, generator=rng) < 0.25
+    images = 0.25 * second + 0.5 * torch.randn(4000, 64, generator=rng)
+    found = fitting.fit(images.view(-1, *SHAPE).numpy(), SHAPE, 2, 2)
+    again = fitting.maximised(images, found.responsibilities(images), 2)
+    assert (again.means - found.means).norm() < 0.01
+    assert float(found.weights.min()) == pytest.approx(0.25, abs=0.02)
+
+
 def test_the_surrogate_of_a_latent_model_is_fitted_to_latents_and_decoded():
     sampler = diffusion.from_network(tiny_unet(), LINEAR).with_(steps=2)
     model = Latent(sampler, tiny_autoencoder())
@@ -153,3 +171,12 @@ def test_a_surrogate_predicts_noise_whatever_its_model_predicts():
     ended = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     with pytest.raises(ValueError, match="some of the image at every level"):
         surrogates.gaussian(diffusion.from_network(tiny_unet().double(), {**LINEAR, **ended}).with_(steps=7), BELL)
+
+
+def test_a_network_of_variances_has_a_surrogate_with_the_smaller_fixed_variance():
+    fixed = diffusion.from_mixture(BELL, SHAPE, LINEAR).with_(steps=7, scheduler="ddpm")
+    network = tiny_unet(out_channels=2 * SHAPE[0]).double()
+    own = diffusion.from_network(network, {**LINEAR, "variance_type": "learned_range"})
+    found = surrogates.gaussian(own.with_(steps=7, scheduler="ddpm"), BELL).generate(Z, draw=draw)
+    assert own.learned
+    torch.testing.assert_close(found, fixed.generate(Z, draw=draw), rtol=0, atol=1e-6)
