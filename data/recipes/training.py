@@ -2,8 +2,7 @@
 
 Step `k` takes its batch and all else that is random from a generator seeded with `k`. A training stopped and
 started again so goes on from its last checkpoint with the very batches it would have seen, and a later,
-different `--images` moves only the decay at the end. On a GPU the network is compiled and its products are bfloat16,
-which most CPUs only imitate.
+different `--images` moves only the decay at the end. On a GPU the network is compiled.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def noise_loss(null: int | None = None) -> Loss:
         steps = torch.randint(0, len(SCHEDULER), (len(clean),), generator=generator, device=clean.device)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         condition = {} if null is None else {"class_labels": dropped(labels, null, generator)}
-        with torch.autocast(clean.device.type, torch.bfloat16, enabled=clean.is_cuda):
+        with torch.autocast(clean.device.type, torch.bfloat16):
             predicted = network(SCHEDULER.add_noise(clean, noise, steps), steps, **condition).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         snr = compute_snr(SCHEDULER, steps)
