@@ -109,14 +109,15 @@ class _Pairs:
         columns = ["from z", *[f"at {angle}°"] * (len(places) > 2), "from −z", "mean of z, −z"]
         sheets = {"image": parts["image"]}
         if "state" in parts:
-            sheets |= {"state": parts["state"][:, step], "noise in it": parts["predicted_noise"][:, step]}
-        size = 1.3 * len(columns) + 1, 1.3 * len(sheets)
+            sheets |= {"state": parts["state"][:, step], "predicted noise": parts["predicted_noise"][:, step]}
+        size = 1.3 * len(columns) + 1.3, 1.2 * len(sheets) + 0.5
         fig, axes = plt.subplots(len(sheets), figsize=size, squeeze=False, layout="constrained")
         for ax, (name, values) in zip(axes.flat, sheets.items(), strict=True):
             shown = np.concatenate([values[places], values[[0, -1]].mean(0, keepdims=True)])[:, None]
-            _sheet(shown, [name], columns, NOISE_RANGE if name != "image" else dataset.RANGE, ax)
+            under = columns if ax is axes[-1, 0] else None
+            _sheet(shown, [name], under, NOISE_RANGE if name != "image" else dataset.RANGE, ax)
         unit, value = int(self.correlations["unit"][rank]), float(self.correlations[rank])
-        fig.suptitle(f"pair {unit} of the run, correlation {value:.2f}", fontsize="medium")
+        fig.suptitle(f"pair {unit} of the run, centred correlation {value:.2f}", fontsize="medium")
         return fig
 
     def static(self) -> Figure:
@@ -159,7 +160,9 @@ class _Explorer(ipywidgets.VBox):
         return {**bundle, "text/plain": f"{len(self.pairs.correlations)} pairs to explore", "image/png": static}
 
 
-def _sheet(images: np.ndarray, rows: list[str], columns: list[str], limits: tuple[float, float], ax: Axes) -> None:
+def _sheet(
+    images: np.ndarray, rows: list[str], columns: list[str] | None, limits: tuple[float, float], ax: Axes
+) -> None:
     """Draw images `(column, row, channel, y, x)`; of latents, the first channel."""
     shown = images if images.shape[2] in (1, 3) else images[:, :, :1]
     values = xr.DataArray(shown, dims=["column", "row", "channel", "y", "x"], attrs={"range": json.dumps(limits)})

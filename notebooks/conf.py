@@ -21,6 +21,7 @@ author = "The antinb developers"
 release = metadata.version("antinb")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["out", "jupyter_execute", "**.ipynb_checkpoints"]
+html_css_files = html_static_path = ["site.css"]
 html_theme = "sphinx_book_theme"
 html_title = f"antinb {release}"
 html_theme_options = {"show_navbar_depth": 1, "navbar_persistent": [], "use_download_button": True}
@@ -76,7 +77,7 @@ def _inline(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
 
 
 def _block(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')  # pyright: ignore[reportAttributeAccessIssue]
+    translator.body.append(f"<p>{convert(node.astext(), display='block')}</p>")  # pyright: ignore[reportAttributeAccessIssue]
     raise nodes.SkipNode
 
 

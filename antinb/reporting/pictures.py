@@ -58,6 +58,8 @@ def image_grid(
 def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax: Axes | None = None) -> Axes:
     """Draw a map `(y, x)` on a scale between two limits, diverging if they have 0 between them; NaN is hatched.
 
+    The scale has the name of the values.
+
     Examples:
         >>> len(pixel_map(xr.DataArray(np.eye(4), dims=["y", "x"])).images)
         1
@@ -68,6 +70,6 @@ def pixel_map(values: xr.DataArray, *, limits: tuple[float, float] = (-1, 1), ax
     ax.patch.set(hatch="////", edgecolor="0.75")
     colours = "RdBu_r" if low < 0 < high else "mako"
     drawn = ax.imshow(values.values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-    ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.85, label=str(values.name or ""))
     ax.set(xticks=[], yticks=[])
     return ax

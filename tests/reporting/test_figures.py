@@ -44,6 +44,11 @@ def test_a_contact_sheet_names_its_rows_and_columns():
         figures.image_grid(images, rows=["a", "b"], columns=["u", "v"])
 
 
+def test_the_scale_of_a_map_has_the_name_of_its_values():
+    values = xr.DataArray(np.eye(3), dims=["y", "x"], name="correlation")
+    assert figures.pixel_map(values).figure.axes[1].get_ylabel() == "correlation"
+
+
 def test_a_forest_puts_each_interval_on_its_line():
     ax = figures.forest(ONE, label="model", at=(1, 5), log=True)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["x", "y_z"]
