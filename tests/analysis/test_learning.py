@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from scipy import special, stats
+from scipy import optimize, special, stats
 from statsmodels.discrete.discrete_model import Probit
 
 from antinb import controls, estimation, noise
@@ -71,6 +71,18 @@ def test_events_that_are_separated_have_a_finite_fit(y):
     found = learning._probit(terms, y.astype(float))
     assert np.isfinite(found).all()
     assert np.abs(special.ndtr(terms @ found) - y).mean() < 0.2
+
+
+def test_the_probit_is_the_least_of_its_penalised_likelihood():
+    rng = np.random.default_rng(3)
+    terms = np.hstack([np.ones((60, 1)), rng.standard_normal((60, 4))])
+    y = (terms[:, 1] + 0.3 * rng.standard_normal(60) > 0).astype(float)
+
+    def penalised(b):
+        return -stats.norm.logcdf((2 * y - 1) * (terms @ b)).sum() + np.square(b[1:]).sum() / 2
+
+    known = optimize.minimize(penalised, np.zeros(5), tol=1e-10).x
+    np.testing.assert_allclose(learning._probit(terms, y), known, atol=1e-5)
 
 
 def test_the_control_of_an_event_is_its_probability():
