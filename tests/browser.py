@@ -135,12 +135,13 @@ def check_pages(browser: Browser, paths: list[Path], shots: Path) -> None:
     grounds = set()
     for scheme in ("light", "dark"):
         page = browser.new_page(color_scheme=scheme, viewport={"width": 1300, "height": 1000})
+        page.set_default_timeout(LONG)
         page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: found.append(str(error)))
         page.on("request", lambda asked: found.append(asked.url) if asked.url.startswith("http") else None)
         for path in paths:
             page.goto(path.resolve().as_uri())
-            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(300)  # for scripts that start after the page is loaded
             page.screenshot(path=shots / f"{path.stem}_{scheme}.png")
             assert not found, f"{path.name}: {found}"
         grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
