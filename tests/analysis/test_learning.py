@@ -150,6 +150,20 @@ def test_another_regressor_is_fitted_once_a_fold_and_left_as_it_was(monkeypatch)
     assert chances.max() <= 0.9 + 1e-9
 
 
+class Mean(Nearest):
+    """A regressor that knows no more than the mean of what it is fitted to."""
+
+    def predict(self, x):
+        return np.full(len(x), self.y.mean())
+
+
+def test_the_functions_of_all_folds_have_one_expectation(monkeypatch):
+    monkeypatch.setattr(learning, "LONG", (4, 16))
+    design = noise.iid(100)
+    control, long = controls.learned(run(design, 0, quadratic), design, SHAPE, seed=1, regressor=Mean(), leading=1)
+    np.testing.assert_allclose(control, long.mean().item())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("design", "statistic"), [(noise.sobol(20, 16), event), (noise.antithetic(100), contrast)])
 def test_intervals_cover_and_nothing_is_added_to_the_mean(design, statistic, monkeypatch):
