@@ -5,10 +5,11 @@ is broken.
 
 On paper: n workers that make a shard of b megabytes in t seconds keep the process that holds the client busy for a
 share `n (c + w b) / t` of the time, with c the cost of a shard and w that of a megabyte, which is received, checked
-and written. With the 9 ms and 4.5 ms of `README.md` a shard of 64 images 3x256x256, 50 MB, costs 0.23 s. So what
-saturates first is the one process that writes, by the bytes of large images: at 260 workers that need 60 s for such a
-shard, at 1,000 that need four minutes. Small images leave c, most of it the scheduler's and the client's messages:
-1,000 workers then need 9 s a shard. Beyond that, several runs with other seeds and a client each can share the workers.
+and written. With the 20 ms and 9 ms of `README.md`, of a slow machine, a shard of 64 images 3x256x256, 50 MB, costs
+0.46 s. So what saturates first is the one process that writes, by the bytes of large images: at 130 workers that need
+60 s for such a shard, at 1,000 that need eight minutes. Small images leave c, most of it the scheduler's and the
+client's messages: 1,000 workers then need 20 s a shard. Beyond that, several runs with other seeds and a client each
+can share the workers.
 """
 
 from __future__ import annotations
