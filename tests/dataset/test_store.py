@@ -46,6 +46,7 @@ def test_a_hundred_kills_change_no_byte(tmp_path, processes):
         process, start = locked(whole, 1000), time.monotonic()
         process.join()
         seconds = time.monotonic() - start
+        assert process.exitcode == 0
     for number in range(100):
         process = locked(store, 600 if number < 50 else 1000)
         time.sleep(rng.uniform(0, 0.8 * seconds))
