@@ -25,7 +25,7 @@ __all__: list[str] = []
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)}
 EXAMPLES = {"int": "64", "float": "0.5", "str": "text", "bool": "true", "list": "'[1, 2]'", "dict": """'{"a": 1}'"""}
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-LARGE = 30_000  # bytes
+LARGE = 10_000  # bytes
 QUOTED = re.compile(r'"([^"]*)"')
 NUMBER = r"-?\d+(?:\.\d+)?"
 BETWEEN = re.compile(rf"(?P<low>{NUMBER}) to (?P<high>{NUMBER})")
@@ -256,7 +256,7 @@ def _without_paths(text: str) -> str:
 def compressed(png: str) -> str:
     """Return the same picture in fewer bytes: a palette if that is exact, no alpha channel where all is opaque.
 
-    A picture that is still larger than LARGE bytes, a sheet of many images, keeps its 256 nearest colours.
+    A picture that is still larger than LARGE bytes keeps its 256 nearest colours.
     """
     image = Image.open(io.BytesIO(base64.b64decode(png)))
     opaque = image.mode == "RGB" or (image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255))
