@@ -2,8 +2,8 @@
 
 Every notebook must open clean and stay byte for byte. Copies of 00 and 01 must run at smoke from the menu without an
 error, and the sliders of `antinb.explore` must change the picture. Neither the page of their results nor one of the
-site may log an error or fetch from elsewhere, and every link inside the site must lead somewhere. Needs Debian's
-chromium and `pip install ".[browser]"`.
+site may log an error or fetch from elsewhere; the former must print on white paper, whole; and every link inside the
+site must lead somewhere. Needs Debian's chromium and `pip install ".[browser]"`.
 """
 
 from __future__ import annotations
@@ -149,6 +149,23 @@ def check_pages(browser: Browser, paths: list[Path], shots: Path) -> None:
     assert len(grounds) == 2, f"light and dark are both {grounds}"
 
 
+def check_printed(browser: Browser, path: Path, shots: Path) -> None:
+    """Print a page that is dark on the screen: the paper is white and nothing stands beyond its edge."""
+    width = round(180 / 25.4 * 96)  # CSS pixels, A4 less the margins of 15 mm
+    page = browser.new_page(color_scheme="dark", viewport={"width": width, "height": 1000})
+    page.set_default_timeout(LONG)
+    page.emulate_media(media="print")
+    page.goto(path.resolve().as_uri())
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(255, 255, 255)", f"the paper is {ground}"
+    right = "part.getBoundingClientRect().right"
+    beyond = f"[...document.querySelectorAll('body *')].filter(part => {right} > innerWidth + 1)"
+    found = page.evaluate(f"{beyond}.map(part => part.textContent)")
+    assert not found, f"beyond the edge of the paper: {found}"
+    page.pdf(path=shots / f"{path.stem}.pdf", prefer_css_page_size=True, print_background=True)
+    page.close()
+
+
 def check_links(paths: list[Path]) -> None:
     """See that every address inside a site leads to a file and a place in it."""
     text = {path.resolve(): path.read_text(encoding="utf-8") for path in paths}
@@ -188,8 +205,10 @@ def main(shots: Path, site: Path | None = None) -> None:
                     check_sliders(page, shots)
                 close(page)
                 print(f"{path.name} runs from the menu", flush=True)
-        check_pages(browser, [results.write(folder / "smoke/out")], shots)
-        print("the page of its results logs no error, in light and dark", flush=True)
+        written = results.write(folder / "smoke/out")
+        check_pages(browser, [written], shots)
+        check_printed(browser, written, shots)
+        print("the page of its results logs no error, in light and dark, and prints whole", flush=True)
         if site:
             pages = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
             check_links(pages)

@@ -57,7 +57,8 @@ def warning(means: np.ndarray, remedy: str, *, bound: float = SKEWED, tails: boo
         means: the unit means, or the residuals within conditions.
         remedy: what to do about it, the end of the sentence.
         bound: of the skewness.
-        tails: whether heavy tails alone are a ground, as for variances: the bound is then 0.
+        tails: whether the interval is that of a variance: the bound is then of the skewness of squared deviations, 2.8
+            for normal units, so that below 555 units the test alone decides.
         least: units, below which there is always a sentence, unless they take few values.
 
     Source: for the loss, Hall, The Bootstrap and Edgeworth Expansion (1992), section 2.6; Shapiro and Wilk,
@@ -78,8 +79,9 @@ def warning(means: np.ndarray, remedy: str, *, bound: float = SKEWED, tails: boo
     if units < 3 or len(counts) <= min(EVENT, units / 4):
         return ""
     found, level = shape(means), 0.05 if units >= DOUBTED else 0.15
-    skewed = tails or abs(found["skewness"]) > bound * units**0.5
-    if skewed and (stats.shapiro(means[:TESTED]).pvalue < level or (units > TESTED and not tails)):
+    judged = (means - means.mean()) ** 2 if tails else means
+    skewed = abs(skewness(judged)) > bound * units**0.5
+    if skewed and (units > TESTED or stats.shapiro(means[:TESTED]).pvalue < level):
         size = f"skewness {found['skewness']:.1f}, largest share {found['largest_share']:.2f}, {units} units"
         return f"the units are {'not normal' if tails else 'skewed'} ({size}): {remedy}"
     return few(units, remedy, least)

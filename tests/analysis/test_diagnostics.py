@@ -40,6 +40,13 @@ def test_skewed_units_are_warned_of(units, least):
     assert share(lambda size: RNG.standard_t(3, size), 64, tails=True) > 0.6
 
 
+def test_many_units_carry_a_variance_unless_its_tail_is_heavy():
+    """Squared Laplace units have skewness 6.6: 0.07 of the root of 10,000 units, and 0.38 of that of 300."""
+    assert share(lambda size: RNG.laplace(size=size), 10_000, runs=40, tails=True) < 0.1
+    assert share(lambda size: RNG.laplace(size=size), 300, runs=40, tails=True) > 0.9
+    assert share(lambda size: RNG.standard_t(3, size), 10_000, runs=40, tails=True) > 0.9
+
+
 def test_the_numbers_of_the_diagnosis_are_those_of_scipy():
     means = RNG.exponential(size=(3, 30))
     np.testing.assert_allclose(diagnostics.skewness(means), stats.skew(means, axis=1))
