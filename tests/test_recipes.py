@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import antinb
@@ -26,7 +27,7 @@ def recipes(monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     monkeypatch.setattr("training.BATCH", 2)
     monkeypatch.setattr("training.EVERY", 2)
-    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     yield importlib.import_module
     for path in RECIPES.glob("*.py"):
         sys.modules.pop(path.stem, None)
@@ -52,6 +53,14 @@ def data(tmp_path):
 def colours(tmp_path):
     """Write a small data set of noise in the form of CIFAR-10."""
     return write(tmp_path / "colours.npz", 32, 32, 3)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Write pictures of noise without labels, in the form of the emoji."""
+    pixels = np.random.default_rng(0).integers(0, 256, (260, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / "pictures.npz", images=pixels)
+    return tmp_path / "pictures.npz"
 
 
 def stop_at(step, monkeypatch, training):
@@ -106,6 +115,22 @@ def test_a_training_in_colour_resumes(recipes, colours, tmp_path, monkeypatch):
     assert_equal(whole, halves)
     model = antinb.load(whole / "pipeline", steps=2)
     assert (model.shape, model.null) == ((3, 32, 32), 10)
+
+
+def test_a_training_without_labels_resumes(recipes, pictures, tmp_path, monkeypatch):
+    assert_equal(*train_both(recipes("emoji_ddpm"), monkeypatch, tmp_path, stop=3, steps=4, data=pictures))
+    assert antinb.load(tmp_path / "whole" / "pipeline", steps=2).shape == (3, 32, 32)
+
+
+def test_pictures_are_halved_and_each_is_in_one_split(recipes, pictures):
+    """A pixel is the mean of four, as in Pillow but for rounding, and each picture is there once."""
+    both = [recipes("images").load("emoji", pictures, split)[0] for split in ("train", "test")]
+    assert [part.shape for part in both] == [(4, 3, 32, 32), (256, 3, 32, 32)]
+    reduced = [np.asarray(Image.fromarray(one).reduce(2)).transpose(2, 0, 1) for one in np.load(pictures)["images"]]
+    found, expected = (np.reshape(part, (260, -1))[:, :64].astype(int) for part in (np.concatenate(both), reduced))
+    same = np.abs(found[:, None] - expected).max(-1) <= 1
+    assert (same.sum(0) == 1).all()
+    assert (same.sum(1) == 1).all()
 
 
 def test_a_distillation_resumes_on_the_paths_of_its_teacher(recipes, tmp_path, monkeypatch):

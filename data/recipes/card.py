@@ -5,7 +5,9 @@ the model is a shipped name or a folder called like one.
 
 Samples are drawn blind: the first units of seed 0, none left out; the classes of a conditional model take
 turns. A model is measured in the 64 features of the classifier of their data, 10,000
-samples beside 10,000 training images, both against the 10,000 test images.
+samples beside 10,000 training images, both against the 10,000 test images. Pictures without classes and test images
+are measured in the features of another classifier, without bias: samples against all pictures, and one half of the
+pictures against the other.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ import xarray as xr
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import antinb
-from antinb import figures, noise
+from antinb import comparison, dataset, figures, noise
 from antinb.models.diffusion import Diffusion
 from antinb.models.generator import Generator
 
 MODELS = antinb.zoo.DATA / "models"
-DATA_SETS = {"fashion": "fashion_mnist", "mnist": "mnist", "cifar10": "cifar10"}
+DATA_SETS = {"fashion": "fashion_mnist", "mnist": "mnist", "cifar10": "cifar10", "emoji": "emoji"}
+OTHERS = {"emoji": "cifar10"}  # kinds without classes, and whose classifier gives features of them
 
 
 class Features(torch.nn.Module):
@@ -57,6 +60,16 @@ def frechet(network: torch.nn.Sequential, pixels: np.ndarray, reference: np.ndar
 def class_shares(network: torch.nn.Sequential, pixels: np.ndarray) -> np.ndarray:
     """Return the share of images that the classifier puts into each class, `(10,)`."""
     return np.bincount(classifier.outputs(network, images.scaled(pixels)).argmax(1), minlength=10) / len(pixels)
+
+
+def without_classes(run: xr.Dataset, pixels: np.ndarray, judge: antinb.classifier.Classifier) -> dict:
+    """Return the Fréchet distances of samples from pictures and of one half of the pictures from the other."""
+    scaled = images.scaled(np.random.default_rng(0).permutation(pixels))[:, None]
+    parts = scaled, *np.array_split(scaled, 2)
+    whole, first, second = (dataset.build({"image": part}, {"design": {}, "seed": k}) for k, part in enumerate(parts))
+    rows = {"samples, pictures": (run, whole), "half of the pictures, other half": (first, second)}
+    tables = {key: comparison.frechet(*both, judge.features) for key, both in rows.items()}
+    return {key: table[["estimate", "low", "high"]].iloc[0].round(3).to_dict() for key, table in tables.items()}
 
 
 def sample(generator: Generator, design: noise.Design, **options: object) -> xr.Dataset:
@@ -116,8 +129,13 @@ def card(model: str, data: Path | None, curve: Path | None, steps: int | None, c
     if not count:
         return
     kind = folder.name.split("-")[0]
-    name, network = DATA_SETS[kind], antinb.classifier.load(MODELS / f"{kind}-classifier").network
-    run = sample(generator, noise.iid(count), seed=1, store=store, batch=200)
+    name, judge = DATA_SETS[kind], antinb.classifier.load(MODELS / f"{OTHERS.get(kind, kind)}-classifier")
+    network, run = judge.network, sample(generator, noise.iid(count), seed=1, store=store, batch=200)
+    if kind in OTHERS:
+        pixels = np.concatenate([images.load(name, data, split)[0] for split in ("train", "test")])
+        found = without_classes(run, pixels, judge)
+        write({"sampler": generator.describe(), "images": count, "frechet_distance": found}, folder)
+        return
     samples = np.clip(np.rint((run["image"].to_numpy()[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
     train, test = images.load(name, data)[0], images.load(name, data, "test")[0]
     train = train[np.random.default_rng(0).permutation(len(train))[:count]]
@@ -131,8 +149,14 @@ def card(model: str, data: Path | None, curve: Path | None, steps: int | None, c
             for key, value in rows.items()
         },
     }
-    (folder / "quality.json").write_text(json.dumps(table, indent=1) + "\n")
-    click.echo(json.dumps(table, indent=1))
+    write(table, folder)
+
+
+def write(table: dict, folder: Path) -> None:
+    """Write and print quality.json."""
+    text = json.dumps(table, indent=1)
+    (folder / "quality.json").write_text(text + "\n")
+    click.echo(text)
 
 
 if __name__ == "__main__":

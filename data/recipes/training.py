@@ -67,7 +67,7 @@ def unet(
     return network
 
 
-def noise_loss(null: int | None = None) -> Loss:
+def noise_loss(null: int | None = None, precision: torch.dtype = torch.bfloat16) -> Loss:
     """Return the loss of noise prediction: mean squared error to report, min-SNR-5 weighted to minimise.
 
     With a null class one label in ten is replaced by it; without one the labels are left out.
@@ -77,7 +77,7 @@ def noise_loss(null: int | None = None) -> Loss:
         steps = torch.randint(0, len(SCHEDULER), (len(clean),), generator=generator, device=clean.device)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         condition = {} if null is None else {"class_labels": dropped(labels, null, generator)}
-        with torch.autocast(clean.device.type, torch.bfloat16):
+        with torch.autocast(clean.device.type, precision, enabled=precision != torch.float32):
             predicted = network(SCHEDULER.add_noise(clean, noise, steps), steps, **condition).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         snr = compute_snr(SCHEDULER, steps)
