@@ -81,7 +81,7 @@ def warning(means: np.ndarray, remedy: str, *, bound: float = SKEWED, tails: boo
     found, level = shape(means), 0.05 if units >= DOUBTED else 0.15
     judged = (means - means.mean()) ** 2 if tails else means
     skewed = abs(skewness(judged)) > bound * units**0.5
-    if skewed and (units > TESTED or stats.shapiro(means[:TESTED]).pvalue < level):
+    if skewed and (units > TESTED or stats.shapiro(means).pvalue < level):
         size = f"skewness {found['skewness']:.1f}, largest share {found['largest_share']:.2f}, {units} units"
         return f"the units are {'not normal' if tails else 'skewed'} ({size}): {remedy}"
     return few(units, remedy, least)

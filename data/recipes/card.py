@@ -112,6 +112,13 @@ def draw_curve(path: Path, folder: Path) -> None:
     fig.savefig(folder / "curve.png", dpi=110, bbox_inches="tight")
 
 
+def write(table: dict, folder: Path) -> None:
+    """Write and print quality.json."""
+    text = json.dumps(table, indent=1)
+    (folder / "quality.json").write_text(text + "\n")
+    click.echo(text)
+
+
 @click.command()
 @click.argument("model")
 @click.option("--data", type=click.Path(path_type=Path), default=None, help="npz or folder of images; else fetched")
@@ -150,13 +157,6 @@ def card(model: str, data: Path | None, curve: Path | None, steps: int | None, c
         },
     }
     write(table, folder)
-
-
-def write(table: dict, folder: Path) -> None:
-    """Write and print quality.json."""
-    text = json.dumps(table, indent=1)
-    (folder / "quality.json").write_text(text + "\n")
-    click.echo(text)
 
 
 if __name__ == "__main__":
