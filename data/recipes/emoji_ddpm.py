@@ -21,7 +21,7 @@ def build() -> UNet2DModel:
 
 
 @click.command()
-@training.options(total=176_000)
+@training.options(total=352_000)
 def train(**options) -> None:
     """Train the network and write a diffusers pipeline folder to WORK/pipeline."""
     network = build()
