@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,17 @@ class _Kernel(AsyncKernelManager):
 
 
 class _Bar(tqdm):
-    """A bar that a cell moves by its share of the time that the last run took, or by 1 where there was none."""
+    """A bar that a cell moves by the seconds that it took in the last run, or by 1 where there was none."""
 
     def __init__(self, name: str, cells: int, seconds: Sequence[float]) -> None:
         known = len(seconds) == cells and sum(seconds) > 0
-        self._shares = [cells * part / sum(seconds) for part in seconds] if known else []
+        self._seconds = list(seconds) if known else []
+        *_, total = accumulate(seconds) if known else [cells]  # rounded as the bar's own sum, which ends there
         told = "{percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left" if known else "cell {n_fmt} of {total}"
-        super().__init__(total=cells, desc=f"Executing {name}", bar_format=f"{{desc}}: {told}", smoothing=0)
+        super().__init__(total=total, desc=f"Executing {name}", bar_format=f"{{desc}}: {told}", smoothing=0)
 
     def update(self, n: float | None = 1) -> bool | None:
-        return super().update(self._shares.pop(0) if self._shares else n)
+        return super().update(self._seconds.pop(0) if self._seconds else n)
 
 
 class _Engine(NBClientEngine):

@@ -140,3 +140,14 @@ def test_a_copy_opened_in_jupyterlab_has_a_folder_of_its_own(tmp_path, monkeypat
     for session, folder in [("copy.ipynb", "copy"), ("driver.ipynb", "01_original"), ("no", "01_original")]:
         monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / session))
         assert report.open("out", "01_original", {}).folder == tmp_path / "out" / folder
+
+
+@example(seconds=[0.1] * 10)
+@given(seconds=st.lists(st.integers(0, 10**9).map(lambda millionths: millionths / 1e6), min_size=1, max_size=30))
+def test_a_bar_ends_at_its_total(seconds):
+    bar = execution._Bar("a.ipynb", len(seconds), seconds)
+    for _ in seconds:
+        bar.update()
+        bar.refresh()  # warns of more than the total
+    bar.close()
+    assert bar.n == bar.total
