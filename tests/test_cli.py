@@ -365,7 +365,10 @@ def test_committed_outputs_are_those_of_the_sources(path):
     assert path.stat().st_size < 500_000
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(set(pictures)) == len(pictures)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

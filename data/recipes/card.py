@@ -7,7 +7,7 @@ Samples are drawn blind: the first units of seed 0, none left out; the classes o
 turns. A model is measured in the 64 features of the classifier of their data, 10,000
 samples beside 10,000 training images, both against the 10,000 test images. Pictures without classes and test images
 are measured in the features of another classifier, without bias: samples against all pictures, and one half of the
-pictures against the other.
+pictures against the other; quantiles of the distance from the nearest training image tell whether samples are copies.
 """
 
 from __future__ import annotations
@@ -60,6 +60,13 @@ def frechet(network: torch.nn.Sequential, pixels: np.ndarray, reference: np.ndar
 def class_shares(network: torch.nn.Sequential, pixels: np.ndarray) -> np.ndarray:
     """Return the share of images that the classifier puts into each class, `(10,)`."""
     return np.bincount(classifier.outputs(network, images.scaled(pixels)).argmax(1), minlength=10) / len(pixels)
+
+
+def nearest(pixels: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    """Return quantiles of the root mean square distance of images in [-1, 1] from the nearest of others."""
+    rows, columns = (torch.from_numpy(each).flatten(1) for each in (pixels, others))
+    distances = torch.cdist(rows, columns).amin(1) / rows.shape[1] ** 0.5
+    return {f"{level:g}": round(float(distances.quantile(level)), 3) for level in (0.05, 0.25, 0.5, 0.75, 0.95)}
 
 
 def without_classes(run: xr.Dataset, pixels: np.ndarray, judge: antinb.classifier.Classifier) -> dict:
@@ -139,9 +146,18 @@ def card(model: str, data: Path | None, curve: Path | None, steps: int | None, c
     name, judge = DATA_SETS[kind], antinb.classifier.load(MODELS / f"{OTHERS.get(kind, kind)}-classifier")
     network, run = judge.network, sample(generator, noise.iid(count), seed=1, store=store, batch=200)
     if kind in OTHERS:
-        pixels = np.concatenate([images.load(name, data, split)[0] for split in ("train", "test")])
-        found = without_classes(run, pixels, judge)
-        write({"sampler": generator.describe(), "images": count, "frechet_distance": found}, folder)
+        train, test = (images.load(name, data, split)[0] for split in ("train", "test"))
+        samples, known = run["image"].to_numpy()[:, 0].clip(-1, 1), images.scaled(train)
+        table = {
+            "sampler": generator.describe(),
+            "images": count,
+            "frechet_distance": without_classes(run, np.concatenate([train, test]), judge),
+            "distance_from_nearest_training_image": {
+                "samples": nearest(samples, known),
+                "held-out images": nearest(images.scaled(test), known),
+            },
+        }
+        write(table, folder)
         return
     samples = np.clip(np.rint((run["image"].to_numpy()[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
     train, test = images.load(name, data)[0], images.load(name, data, "test")[0]
