@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -232,3 +233,42 @@ def test_shipped_held_out_images_are_in_range():
     assert labels.shape == (16,)
     with pytest.raises(ValueError, match="sample must be one of .* got 'all'"):
         antinb.zoo.held_out("fashion", sample="all")
+
+
+def test_a_sweep_compares_ways_on_the_same_noise(recipes, pictures, tmp_path, monkeypatch):
+    sweep = recipes("sweep")
+    monkeypatch.setattr(sweep, "NOISES", 1)
+    monkeypatch.setattr("images.HELD_OUT", 16)
+    arguments = ["--data", str(pictures), "--work", str(tmp_path), "--images", "6"]
+    sweep.sweep.main(["recipe", "velocity", "channels-last", *arguments], standalone_mode=False)
+    rows = pd.read_csv(tmp_path / "table.csv", index_col="way")
+    assert list(rows.index[:4]) == ["recipe", *(f"recipe, average {decay:g}" for decay in sweep.DECAYS)]
+    assert rows["loss"].isna().tolist() == [way in sweep.TIMED for way in rows.index]
+    change = 100 * (rows.loc["velocity", "loss"] / rows.loc["recipe", "loss"] - 1)
+    assert rows.loc["velocity", "change, percent"] == pytest.approx(change, abs=0.01)
+    assert rows.loc["recipe", ["change, percent", "low", "high"]].tolist() == [0, 0, 0]
+
+
+def test_a_velocity_is_read_as_the_noise_that_made_it(recipes):
+    """`x = a clean + s noise` and `v = a noise - s clean` give the noise back."""
+    sweep, steps = recipes("sweep"), torch.tensor([0, 500, 999])
+    clean, noise = torch.randn(2, 3, 3, 4, 4)
+    velocity = sweep.training.SCHEDULER.get_velocity(clean, noise, steps)
+    network = sweep.Velocity(lambda *_: sweep.UNet2DOutput(sample=velocity))
+    torch.testing.assert_close(network(sweep.training.SCHEDULER.add_noise(clean, noise, steps), steps).sample, noise)
+
+
+def test_further_averages_forget_as_they_say(recipes, monkeypatch):
+    """The mean moves to the weights by the larger of `1 - decay` and `(1 + count)^-3/4`."""
+    sweep = recipes("sweep")
+    monkeypatch.setattr(sweep, "DECAYS", (0.5, 0.9))
+    network = torch.nn.Linear(1, 1, bias=False)
+    averaged, expected = sweep.Averaged(network), [network.weight.item()] * 2
+    for count, value in enumerate([1.0, -2.0, 3.0, 5.0], 1):
+        torch.nn.init.constant_(network.weight, value)
+        averaged(torch.ones(1))
+        shares = [max(1 - decay, (1 + count) ** -0.75) for decay in sweep.DECAYS]
+        expected = [mean + share * (value - mean) for mean, share in zip(expected, shares, strict=True)]
+    with torch.no_grad():
+        averaged(torch.ones(1))
+    assert averaged.means.flatten().tolist() == pytest.approx(expected, rel=1e-6)

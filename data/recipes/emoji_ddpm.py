@@ -15,9 +15,9 @@ import training
 from diffusers import DDPMPipeline, UNet2DModel
 
 
-def build() -> UNet2DModel:
-    """Return the untrained network."""
-    return training.unet((16, 48, 96, 64), size=32, channels=3, attention=2)
+def build(attention: int = 2, seed: int = training.SEED) -> UNet2DModel:
+    """Return the untrained network, with attention at the coarsest `attention` of its levels."""
+    return training.unet((16, 48, 96, 64), size=32, channels=3, attention=attention, seed=seed)
 
 
 @click.command()

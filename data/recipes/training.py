@@ -67,8 +67,8 @@ def unet(
     return network
 
 
-def noise_loss(null: int | None = None, precision: torch.dtype = torch.bfloat16) -> Loss:
-    """Return the loss of noise prediction: mean squared error to report, min-SNR-5 weighted to minimise.
+def noise_loss(null: int | None = None, precision: torch.dtype = torch.bfloat16, gamma: float = 5.0) -> Loss:
+    """Return the loss of noise prediction: mean squared error to report, weighted by min-SNR-gamma to minimise.
 
     With a null class one label in ten is replaced by it; without one the labels are left out.
     """
@@ -81,7 +81,7 @@ def noise_loss(null: int | None = None, precision: torch.dtype = torch.bfloat16)
             predicted = network(SCHEDULER.add_noise(clean, noise, steps), steps, **condition).sample
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         snr = compute_snr(SCHEDULER, steps)
-        return error.mean(), (error * snr.clamp(max=5) / snr).mean()
+        return error.mean(), (error * snr.clamp(max=gamma) / snr).mean()
 
     return loss
 
@@ -117,12 +117,13 @@ def tensors(name: str, data: Path | None, split: str, rows: slice, device: str) 
 class Training:
     """A network with its optimizer and EMA; `done` counts its steps, `origin` those that came with `--start`."""
 
-    def __init__(self, network: nn.Module, device: str, batch: int, seed: int) -> None:
+    def __init__(self, network: nn.Module, device: str, batch: int, seed: int, rate: float = RATE) -> None:
         self.network, self.device, self.batch, self.seed = network.to(device), torch.device(device), batch, seed
+        self.highest = rate
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             network.compile()
-        self.optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-4, fused=on_gpu)
+        self.optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-4, fused=on_gpu)
         self.ema = EMAModel(network.parameters(), decay=EMA, use_ema_warmup=True, power=0.75, foreach=True)
         self.origin = self.done = 0
         self.names = [name for name, _ in network.named_parameters()]
@@ -160,7 +161,7 @@ class Training:
     def rate(self, steps: int) -> float:
         """Return the learning rate of the next of `steps` steps: up, level, and down at the end."""
         up, down = self.done + 1 - self.origin, (steps - self.done) / (DECAY * (steps - self.origin))
-        return RATE * min(1, up / WARMUP, down)
+        return self.highest * min(1, up / WARMUP, down)
 
     def generator(self, number: int) -> torch.Generator:
         """Return the source of all that is random in step `number`."""
@@ -220,6 +221,7 @@ def fit_to(
     start: Path | None = None,
     batch: int | None = None,
     seed: int = SEED,
+    rate: float = RATE,
 ) -> Path:
     """Train the network, give it its EMA weights and return the folder WORK/pipeline.
 
@@ -229,7 +231,7 @@ def fit_to(
     work.mkdir(parents=True, exist_ok=True)
     batch = batch or BATCH
     training, checkpoint, steps = (
-        Training(network, device, batch, seed),
+        Training(network, device, batch, seed, rate),
         work / "checkpoint.safetensors",
         total // batch,
     )
