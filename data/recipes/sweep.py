@@ -139,6 +139,8 @@ def sweep(ways: tuple[str, ...], data: Path, work: Path, total: int, device: str
                 found[f"{decay:g}"] = errors(network, loss, held_out[0])
         (work / way).mkdir(parents=True, exist_ok=True)
         np.savez(work / way / "found.npz", **found, speed=speed(network, loss, train))
+    if not (work / "recipe" / "found.npz").exists():
+        raise click.ClickException("the table compares with the way 'recipe', which is not finished")
     rows = table(work, total)
     rows.to_csv(work / "table.csv", float_format="%.5g")
     click.echo(rows.to_string(float_format="{:.4f}".format))
