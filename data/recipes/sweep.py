@@ -126,6 +126,8 @@ def table(work: Path, total: int) -> pd.DataFrame:
 @training.options(total=100_000)
 def sweep(ways: tuple[str, ...], data: Path, work: Path, total: int, device: str) -> None:
     """Train each of WAYS, all if none is named, and write `table.csv` in WORK."""
+    if device != "cpu":
+        raise click.UsageError(f"a sweep measures seconds of a CPU, not of {device}")
     train, held_out = (training.tensors("emoji", data, split, slice(None), device) for split in ("train", "test"))
     for way in ways or WAYS:
         network, loss, options = prepare(**WAYS[way])
