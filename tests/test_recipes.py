@@ -242,10 +242,13 @@ def test_a_sweep_compares_ways_on_the_same_noise(recipes, pictures, tmp_path, mo
     arguments = ["--data", str(pictures), "--work", str(tmp_path), "--images", "6"]
     sweep.sweep.main(["recipe", "velocity", "channels-last", *arguments], standalone_mode=False)
     rows = pd.read_csv(tmp_path / "table.csv", index_col="way")
-    assert list(rows.index[:4]) == ["recipe", *(f"recipe, average {decay:g}" for decay in sweep.DECAYS)]
+    averages = ["", *(f", half-life {steps}" for steps in sweep.HALF_LIVES)]
+    trained = [way + average for way in ("recipe", "velocity") for average in averages]
+    assert list(rows.index) == [*trained, "channels-last"]
     assert rows["loss"].isna().tolist() == [way in sweep.TIMED for way in rows.index]
-    change = 100 * (rows.loc["velocity", "loss"] / rows.loc["recipe", "loss"] - 1)
-    assert rows.loc["velocity", "change, percent"] == pytest.approx(change, abs=0.01)
+    for way, other in (("velocity", "recipe"), ("velocity, half-life 50", "velocity")):
+        change = 100 * (rows.loc[way, "loss"] / rows.loc[other, "loss"] - 1)
+        assert rows.loc[way, "change, percent"] == pytest.approx(change, abs=0.01)
     assert rows.loc["recipe", ["change, percent", "low", "high"]].tolist() == [0, 0, 0]
 
 
@@ -259,16 +262,14 @@ def test_a_velocity_is_read_as_the_noise_that_made_it(recipes):
 
 
 def test_further_averages_forget_as_they_say(recipes, monkeypatch):
-    """The mean moves to the weights by the larger of `1 - decay` and `(1 + count)^-3/4`."""
+    """With a half-life of one step four steps weigh 1/8, 1/8, 1/4 and 1/2; a long one begins with their mean."""
     sweep = recipes("sweep")
-    monkeypatch.setattr(sweep, "DECAYS", (0.5, 0.9))
+    monkeypatch.setattr(sweep, "HALF_LIVES", (1, 50))
     network = torch.nn.Linear(1, 1, bias=False)
-    averaged, expected = sweep.Averaged(network), [network.weight.item()] * 2
-    for count, value in enumerate([1.0, -2.0, 3.0, 5.0], 1):
+    averaged = sweep.Averaged(network)
+    for value in (1.0, -2.0, 3.0, 5.0):
         torch.nn.init.constant_(network.weight, value)
         averaged(torch.ones(1))
-        shares = [max(1 - decay, (1 + count) ** -0.75) for decay in sweep.DECAYS]
-        expected = [mean + share * (value - mean) for mean, share in zip(expected, shares, strict=True)]
     with torch.no_grad():
         averaged(torch.ones(1))
-    assert averaged.means.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    assert averaged.means.flatten().tolist() == pytest.approx([5 / 2 + 3 / 4 - 2 / 8 + 1 / 8, 7 / 4], rel=1e-6)

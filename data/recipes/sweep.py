@@ -3,7 +3,7 @@
 Run `python data/recipes/sweep.py --data noto_emoji64.npz --work build/sweep`, or name some WAYS first; each goes on
 where it was stopped, and `table.csv` in WORK holds those that are finished.
 
-The loss is the squared error of the predicted noise on the 256 held-out pictures, 64 noises each, the same for all
+The loss is the squared error of the predicted noise on the 256 held-out pictures, 16 noises each, the same for all
 ways. Intervals of its difference from the recipe's are over pictures; what another training would change is told by a
 second seed. Ways that differ in arithmetic alone are not trained, only timed.
 """
@@ -38,8 +38,8 @@ WAYS = {
     "bfloat16": {"precision": torch.bfloat16},
 }
 TIMED = ("channels-last", "bfloat16")
-DECAYS = (0.998, 0.999, 0.9998)
-NOISES = 64
+HALF_LIVES = (50, 150, 700)
+NOISES = 16
 
 
 class Velocity(nn.Module):
@@ -56,19 +56,23 @@ class Velocity(nn.Module):
 
 
 class Averaged(nn.Module):
-    """A network that averages its weights with each of DECAYS, in a buffer, whenever a step of training calls it."""
+    """A network that averages its weights, with each of HALF_LIVES in steps, whenever a step of training calls it.
+
+    The first weights are averaged evenly, until the half-life takes over: the warm-up of the recipe's own average lasts
+    longer than a sweep does.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("means", parameters_to_vector(network.parameters()).detach().repeat(len(DECAYS), 1))
+        self.register_buffer("means", parameters_to_vector(network.parameters()).detach().repeat(len(HALF_LIVES), 1))
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, *inputs: Tensor) -> UNet2DOutput:
         """Return what the network returns."""
         if torch.is_grad_enabled():
             self.count += 1
-            shares = (1 - torch.tensor(DECAYS)).maximum((1 + self.count) ** -0.75)
+            shares = (1 - 0.5 ** (1 / torch.tensor(HALF_LIVES))).maximum(1 / self.count)
             self.means.lerp_(parameters_to_vector(self.network.parameters()).detach(), shares[:, None])
         return self.network(*inputs)
 
@@ -107,16 +111,17 @@ def speed(network: nn.Module, loss: training.Loss, data: tuple[Tensor, Tensor]) 
 
 
 def table(work: Path, total: int) -> pd.DataFrame:
-    """Return a row for each finished way and each further average of the recipe's weights."""
+    """Return a row for each finished way, compared with the recipe, and its averages, compared with its own."""
     found = {way: dict(np.load(work / way / "found.npz")) for way in WAYS if (work / way / "found.npz").exists()}
     base, rows = found["recipe"]["errors"], {}
     for way, values in found.items():
         rows[way] = {"images a CPU second": float(values.pop("speed"))}
         for name, each in values.items():
-            change = 100 * (each - base) / base.mean()
+            other = base if name == "errors" else values["errors"]
+            change = 100 * (each - other) / other.mean()
             low, high = intervals.t_interval(change, 0.95)
             row = {"loss": each.mean(), "change, percent": change.mean(), "low": low, "high": high}
-            rows.setdefault(way if name == "errors" else f"{way}, average {name}", {}).update(row)
+            rows.setdefault(way if name == "errors" else f"{way}, half-life {name}", {}).update(row)
     shown = pd.DataFrame(rows).T.rename_axis("way")
     return shown.assign(**{"CPU hours": total / 3600 / shown["images a CPU second"]})
 
@@ -136,9 +141,9 @@ def sweep(ways: tuple[str, ...], data: Path, work: Path, total: int, device: str
             averaged = Averaged(network)
             training.fit_to(train, held_out, averaged, loss, work=work / way, total=total, device=device, **options)
             found["errors"] = errors(network, loss, held_out[0])
-            for decay, mean in zip(DECAYS, averaged.means, strict=True) if way == "recipe" else ():
+            for half_life, mean in zip(HALF_LIVES, averaged.means, strict=True):
                 vector_to_parameters(mean, network.parameters())
-                found[f"{decay:g}"] = errors(network, loss, held_out[0])
+                found[f"{half_life}"] = errors(network, loss, held_out[0])
         (work / way).mkdir(parents=True, exist_ok=True)
         np.savez(work / way / "found.npz", **found, speed=speed(network, loss, train))
     if not (work / "recipe" / "found.npz").exists():
