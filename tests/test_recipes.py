@@ -246,10 +246,12 @@ def test_a_sweep_compares_ways_on_the_same_noise(recipes, pictures, tmp_path, mo
     trained = [way + average for way in ("recipe", "velocity") for average in averages]
     assert list(rows.index) == [*trained, "channels-last"]
     assert rows["loss"].isna().tolist() == [way in sweep.TIMED for way in rows.index]
-    for way, other in (("velocity", "recipe"), ("velocity, half-life 50", "velocity")):
-        change = 100 * (rows.loc[way, "loss"] / rows.loc[other, "loss"] - 1)
-        assert rows.loc[way, "change, percent"] == pytest.approx(change, abs=0.01)
-    assert rows.loc["recipe", ["change, percent", "low", "high"]].tolist() == [0, 0, 0]
+    for measure in ("loss", "weighted loss"):
+        for way, other in (("velocity", "recipe"), ("velocity, half-life 50", "velocity")):
+            change = 100 * (rows.loc[way, measure] / rows.loc[other, measure] - 1)
+            assert rows.loc[way, f"{measure}, percent"] == pytest.approx(change, abs=0.01)
+        assert rows.loc["recipe", [f"{measure}, {name}" for name in ("percent", "low", "high")]].tolist() == [0, 0, 0]
+    assert (rows["weighted loss"] < rows["loss"]).sum() == len(trained)
 
 
 def test_a_velocity_is_read_as_the_noise_that_made_it(recipes):

@@ -4,8 +4,9 @@ Run `python data/recipes/sweep.py --data noto_emoji64.npz --work build/sweep`, o
 where it was stopped, and `table.csv` in WORK holds those that are finished.
 
 The loss is the squared error of the predicted noise on the 256 held-out pictures, 16 noises each, the same for all
-ways. Intervals of its difference from the recipe's are over pictures; what another training would change is told by a
-second seed. Ways that differ in arithmetic alone are not trained, only timed.
+ways; the weighted loss is the recipe's own, min-SNR-5, in which low noise counts less. Intervals of their differences
+from the recipe's are over pictures; what another training would change is told by a second seed. Ways that differ in
+arithmetic alone are not trained, only timed.
 """
 
 from __future__ import annotations
@@ -94,10 +95,10 @@ def prepare(
 
 
 @torch.no_grad()
-def errors(network: nn.Module, loss: training.Loss, pictures: Tensor) -> np.ndarray:
-    """Return the squared error of the predicted noise of each picture."""
-    source = torch.Generator().manual_seed(0)
-    return np.array([float(loss(network, source, one.expand(NOISES, *one.shape), one)[0]) for one in pictures])
+def errors(network: nn.Module, pictures: Tensor) -> np.ndarray:
+    """Return the loss and the weighted loss of each picture, of shape `(pictures, 2)`."""
+    loss, source = training.noise_loss(precision=torch.float32), torch.Generator().manual_seed(0)
+    return np.array([loss(network, source, one.expand(NOISES, *one.shape), one) for one in pictures])
 
 
 def speed(network: nn.Module, loss: training.Loss, data: tuple[Tensor, Tensor]) -> float:
@@ -118,10 +119,11 @@ def table(work: Path, total: int) -> pd.DataFrame:
         rows[way] = {"images a CPU second": float(values.pop("speed"))}
         for name, each in values.items():
             other = base if name == "errors" else values["errors"]
-            change = 100 * (each - other) / other.mean()
-            low, high = intervals.t_interval(change, 0.95)
-            row = {"loss": each.mean(), "change, percent": change.mean(), "low": low, "high": high}
-            rows.setdefault(way if name == "errors" else f"{way}, half-life {name}", {}).update(row)
+            row = rows.setdefault(way if name == "errors" else f"{way}, half-life {name}", {})
+            for column, measure in enumerate(("loss", "weighted loss")):
+                change = 100 * (each - other)[:, column] / other[:, column].mean()
+                row[measure], row[f"{measure}, percent"] = each[:, column].mean(), change.mean()
+                row[f"{measure}, low"], row[f"{measure}, high"] = intervals.t_interval(change, 0.95)
     shown = pd.DataFrame(rows).T.rename_axis("way")
     return shown.assign(**{"CPU hours": total / 3600 / shown["images a CPU second"]})
 
@@ -140,10 +142,10 @@ def sweep(ways: tuple[str, ...], data: Path, work: Path, total: int, device: str
         if way not in TIMED:
             averaged = Averaged(network)
             training.fit_to(train, held_out, averaged, loss, work=work / way, total=total, device=device, **options)
-            found["errors"] = errors(network, loss, held_out[0])
+            found["errors"] = errors(network, held_out[0])
             for half_life, mean in zip(HALF_LIVES, averaged.means, strict=True):
                 vector_to_parameters(mean, network.parameters())
-                found[f"{half_life}"] = errors(network, loss, held_out[0])
+                found[f"{half_life}"] = errors(network, held_out[0])
         (work / way).mkdir(parents=True, exist_ok=True)
         np.savez(work / way / "found.npz", **found, speed=speed(network, loss, train))
     if not (work / "recipe" / "found.npz").exists():
