@@ -145,7 +145,7 @@ def sweep(ways: tuple[str, ...], data: Path, work: Path, total: int, device: str
             found["errors"] = errors(network, held_out[0])
             for half_life, mean in zip(HALF_LIVES, averaged.means, strict=True):
                 vector_to_parameters(mean, network.parameters())
-                found[f"{half_life}"] = errors(network, held_out[0])
+                found[str(half_life)] = errors(network, held_out[0])
         (work / way).mkdir(parents=True, exist_ok=True)
         np.savez(work / way / "found.npz", **found, speed=speed(network, loss, train))
     if not (work / "recipe" / "found.npz").exists():
